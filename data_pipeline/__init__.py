@@ -1,0 +1,1 @@
+"""Raw videos to curated, captioned, sharded clips."""

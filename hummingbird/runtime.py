@@ -1,0 +1,99 @@
+"""Where a model runs and in which precision; loading one by whatever name the user gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hummingbird import nano
+
+if TYPE_CHECKING:
+    import torch
+
+    from hummingbird.pipelines import HummingbirdPipeline
+
+__all__ = ["DTYPES", "backend", "load_pipeline", "resolve_device", "resolve_dtype"]
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def backend() -> str:
+    """What torch was built for and finds here: ``cuda``, ``rocm``, ``mps`` or ``cpu``.
+
+    ROCm builds of torch also call their device ``cuda``, so nothing else in this package needs to know.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "rocm" if torch.version.hip else "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """Turn ``auto`` into a GPU where there is one that torch can use, else the CPU.
+
+    Raises:
+        ValueError: not a device, or one that this machine lacks.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device!r}, expected auto, cpu, cuda, cuda:N or mps") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(
+            f"device: got {device!r}, but torch finds {found} GPUs here; see `hummingbird doctor`"
+        )
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device: got {device!r}, which this machine lacks; see `hummingbird doctor`")
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Turn ``auto`` into float16 on a GPU and float32 elsewhere.
+
+    Raises:
+        ValueError: not one of ``DTYPES``.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if dtype == "auto":
+        dtype = "float16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+
+
+def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> HummingbirdPipeline:
+    """Load a pipeline onto its device.
+
+    Args:
+        model: an embedded name (``nano``), a diffusers folder, or a hub id (``owner/name``).
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: one of ``DTYPES``.
+
+    Raises:
+        ValueError: a device or dtype that cannot be used, or a name that is no model.
+        FileNotFoundError: there is no such folder.
+    """
+    where = resolve_device(device)
+    precision = resolve_dtype(dtype, where)
+    embedded = nano.resolve(model) is not None
+    path = Path(model)
+    if not embedded and path.is_file():
+        raise ValueError(
+            f"model: got the file {model}, expected an embedded name, a diffusers folder or a hub id"
+        )
+    if not embedded and not path.is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        known = ", ".join(nano.EMBEDDED_MODELS)
+        raise FileNotFoundError(
+            f"model: got {model!r}, expected {known}, an existing folder or a hub id owner/name"
+        )
+    from hummingbird.pipelines import HummingbirdPipeline
+
+    pipe: HummingbirdPipeline = HummingbirdPipeline.from_pretrained(model, dtype=precision)
+    return pipe.to(where)

@@ -1,0 +1,143 @@
+"""Training data as pure functions of a batch index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hummingbird.nano import world
+
+
+def to_model_range(frames: Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [-1, 1]."""
+    return frames.movedim(-1, -3).float() / 127.5 - 1.0
+
+
+class MovingShapesFrames:
+    """Single frames of rendered clips: ``{"pixels": (B, 3, 64, 64) in [-1, 1]}``."""
+
+    def __init__(self, batch_size: int, seed: int, frames_per_clip: int = 4) -> None:
+        if batch_size % frames_per_clip:
+            raise ValueError(f"batch_size: got {batch_size}, expected a multiple of {frames_per_clip}")
+        self.batch_size, self.seed, self.frames_per_clip = batch_size, seed, frames_per_clip
+
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """Frames drawn without replacement from fresh clips."""
+        rng = np.random.default_rng((self.seed, index))
+        count = self.batch_size // self.frames_per_clip
+        clips = world.render_clips(world.random_attributes(count, rng), rng)
+        picks = np.stack([rng.permutation(world.NUM_FRAMES)[: self.frames_per_clip] for _ in range(count)])
+        frames = clips[torch.arange(count)[:, None], torch.from_numpy(picks)].flatten(0, 1)
+        return {"pixels": to_model_range(frames)}
+
+
+class MovingShapesCaptions:
+    """Captions of seen combinations: ``{"captions": B strings, "indices": (B, 4) int64}``."""
+
+    _FILLERS = re.compile(r"\b(a|an|the|is|on|over|video|of|to|and|in|from|background)\b|,")
+
+    def __init__(self, batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed = batch_size, seed
+
+    def batch(self, index: int) -> dict[str, Any]:
+        """Random templates and synonyms; words that carry no attribute are sometimes left out or unknown."""
+        rng = np.random.default_rng((self.seed, index))
+        items = world.random_attributes(self.batch_size, rng)
+        captions = [item.random_caption(rng) for item in items]
+        for i in np.flatnonzero(rng.uniform(size=len(captions)) < 0.3):
+            captions[i] = self._FILLERS.sub(lambda m: str(rng.choice([m[0], "", "some"])), captions[i])
+        return {"captions": captions, "indices": torch.tensor([item.indices for item in items])}
+
+
+def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batch_size: int = 16) -> None:
+    """Renders seen clips and writes their scaled latents.
+
+    Args:
+        vae: frozen.
+        num_clips: N.
+        seed: of the world's generator.
+        path: ``.safetensors`` with ``latents`` float16 (N, F, C, h, w) and ``attributes`` uint8 (N, 4).
+        batch_size: clips at a time.
+    """
+    rng = np.random.default_rng(seed)
+    device = next(vae.parameters()).device
+    latents, attributes = [], []
+    for start in tqdm(range(0, num_clips, batch_size), desc="encode clips", mininterval=5.0):
+        items = world.random_attributes(min(batch_size, num_clips - start), rng)
+        pixels = to_model_range(world.render_clips(items, rng)).flatten(0, 1).to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            mode = vae.encode(pixels).latent_dist.mode().float()
+        scaled = (mode - vae.config.shift_factor) * vae.config.scaling_factor
+        latents.append(scaled.half().cpu().unflatten(0, (len(items), -1)))
+        attributes += [item.indices for item in items]
+    part = path.with_name(path.name + ".part")
+    save_file({"latents": torch.cat(latents), "attributes": torch.tensor(attributes, dtype=torch.uint8)}, part)
+    part.replace(path)
+
+
+class LatentClips:
+    """Encoded clips with captions: ``{"latents": (B, C, F, h, w), "captions", "attributes", "fps"}``.
+
+    Args:
+        path: what ``encode_clips`` wrote.
+        batch_size: B.
+        seed: draws clips, captions and reversals.
+        num_frames: F: 16 whole clips; 8 every second frame at half the rate; 1 a random frame.
+        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
+        reverse: share of clips played backwards with the caption of the opposite motion, where there is one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        batch_size: int,
+        seed: int,
+        num_frames: int,
+        caption_dropout: float = 0.1,
+        reverse: float = 0.5,
+    ) -> None:
+        if world.NUM_FRAMES % num_frames:
+            raise ValueError(f"num_frames: got {num_frames}, expected a divisor of {world.NUM_FRAMES}")
+        tensors = load_file(path)
+        self.latents, self.indices = tensors["latents"], tensors["attributes"].tolist()
+        self.batch_size, self.seed, self.num_frames = batch_size, seed, num_frames
+        self.caption_dropout, self.reverse = caption_dropout, reverse
+        names = {a.indices: a for a in world.all_attributes()}
+        self.attributes = [names[tuple(row)] for row in self.indices]
+
+    def batch(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index))
+        stride = world.NUM_FRAMES // self.num_frames
+        latents, items = [], []
+        for row in rng.integers(len(self.latents), size=self.batch_size):
+            clip, item = self.latents[row], self.attributes[row]
+            frames = np.arange(int(rng.integers(stride)), world.NUM_FRAMES, stride)
+            opposite = _reversed(item) if rng.uniform() < self.reverse else None
+            if opposite is not None:
+                frames, item = frames[::-1].copy(), opposite
+            latents.append(clip[torch.from_numpy(frames)])
+            items.append(item)
+        captions = ["" if rng.uniform() < self.caption_dropout else item.random_caption(rng) for item in items]
+        return {
+            "latents": torch.stack(latents).float().transpose(1, 2),
+            "captions": captions,
+            "attributes": items,
+            "fps": world.FPS / stride,
+        }
+
+
+def _reversed(item: world.Attributes) -> world.Attributes | None:
+    """What the clip shows when played backwards; None where no caption says it or the triple is unseen."""
+    motion = world.REVERSED_MOTION.get(item.motion)
+    if motion is None:
+        return None
+    opposite = world.Attributes(shape=item.shape, color=item.color, motion=motion, background=item.background)
+    return None if opposite.is_unseen else opposite

@@ -1,0 +1,182 @@
+"""Trains every part of nano from nothing, offline: autoencoder, text tower, latents, teacher.
+
+    python train/nano.py all configs/train                                 # `make nano`
+    python train/nano.py vae configs/train/nano_vae.yaml --loop.max-steps 100   # one part
+
+Parts that are finished are not trained again; a part that was interrupted resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from hummingbird.config import config_dataclass, load_config
+from hummingbird.nano import world
+from train.dataset import MovingShapesCaptions, MovingShapesFrames, encode_clips
+from train.loop import LoopConfig, run
+from train.tasks import AutoencoderTask, TextTower, TextTowerTask
+
+TEACHER_STAGES = ("nano_teacher_spatial", "nano_teacher_motion", "nano_teacher")
+
+
+@config_dataclass
+class AutoencoderConfig:
+    """A small ``AutoencoderKL`` of 64 x 64 frames."""
+
+    loop: LoopConfig
+    block_out_channels: tuple[int, ...] = (16, 32, 64)
+    """One per level; every level but the first halves height and width."""
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 4
+    """Few, because wide groups keep the absolute colour of flat areas."""
+    kl_weight: float = 1e-4
+    edge_weight: float = 4.0
+
+
+@config_dataclass
+class TextTowerConfig:
+    """A small ``CLIPTextModel`` with a word-level tokenizer of the world's vocabulary."""
+
+    loop: LoopConfig
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    max_length: int = 20
+
+
+@config_dataclass
+class LatentsConfig:
+    """Clips rendered once and kept encoded."""
+
+    vae: str
+    output: str
+    num_clips: int
+    seed: int = 0
+
+
+def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
+    """Random weights from torch's global generator."""
+    levels = len(config.block_out_channels)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_num_groups,
+        sample_size=world.IMAGE_SIZE,
+    )
+    # Start with little posterior noise: at the default (deviation 1) it drowns the untrained latents.
+    vae.quant_conv.bias.data[config.latent_channels :] = -6.0
+    return vae
+
+
+def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """One token per word; words outside the world are ``<unk>``."""
+    special = ["<pad>", "<unk>", "<start>", "<end>"]
+    ids = {token: index for index, token in enumerate([*special, *world.vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", ids["<start>"]), ("<end>", ids["<end>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<start>",
+        eos_token="<end>",
+    )
+
+
+def build_text_tower(config: TextTowerConfig, tokenizer: PreTrainedTokenizerFast) -> TextTower:
+    """Random weights from torch's global generator."""
+    return TextTower(
+        CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.hidden_size,
+                intermediate_size=4 * config.hidden_size,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_attention_heads,
+                max_position_embeddings=config.max_length,
+                hidden_act="gelu",
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+    )
+
+
+def train_autoencoder(config: AutoencoderConfig) -> None:
+    torch.manual_seed(config.loop.seed)
+    task = AutoencoderTask(
+        build_autoencoder(config), config.kl_weight, config.edge_weight, test_seed=config.loop.seed + 1_000_000
+    )
+    data = MovingShapesFrames(config.loop.batch_size, config.loop.seed, frames_per_clip=1)
+    run(task, data, config.loop, config)
+
+
+def train_text_tower(config: TextTowerConfig) -> None:
+    torch.manual_seed(config.loop.seed)
+    tokenizer = build_tokenizer(config.max_length)
+    task = TextTowerTask(build_text_tower(config, tokenizer), tokenizer)
+    run(task, MovingShapesCaptions(config.loop.batch_size, config.loop.seed), config.loop, config)
+
+
+def write_latents(config: LatentsConfig) -> None:
+    vae = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True).eval()
+    vae.to("cuda" if torch.cuda.is_available() else "cpu")
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    encode_clips(vae, config.num_clips, config.seed, output)
+
+
+PARTS = {
+    "vae": (AutoencoderConfig, train_autoencoder),
+    "text": (TextTowerConfig, train_text_tower),
+    "latents": (LatentsConfig, write_latents),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, "all"])
+    parser.add_argument("config", type=Path, help="a YAML file, or the folder that holds all of them")
+    arguments, overrides = parser.parse_known_args()
+    if arguments.part == "all":
+        train_all(arguments.config)
+        return
+    config_class, function = PARTS[arguments.part]
+    function(load_config(config_class, arguments.config, overrides))
+
+
+def train_all(folder: Path) -> None:
+    """Every part in order; what is already there is kept."""
+    for part in ("vae", "text"):
+        config_class, function = PARTS[part]
+        config = load_config(config_class, folder / f"nano_{part}.yaml")
+        if not (Path(config.loop.output) / "model").exists():
+            function(config)
+    latents = load_config(LatentsConfig, folder / "nano_latents.yaml")
+    if not Path(latents.output).exists():
+        write_latents(latents)
+    for stage in TEACHER_STAGES:
+        sys.argv = ["train/teacher.py", str(folder / f"{stage}.yaml")]
+        runpy.run_path(str(Path(__file__).with_name("teacher.py")), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
