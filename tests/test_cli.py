@@ -237,8 +237,8 @@ def test_the_embedded_model_draws_what_the_prompt_says(tmp_path: Path) -> None:
 def test_evaluate_writes_the_report_that_it_prints(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = run("evaluate", "--model", tiny_model, "--suite", "moving-shapes", "--num-prompts", 2, "--steps", 1,
-                 "--seed", 4, "--device", "cpu", "--to", tmp_path, "--json")  # fmt: skip
+    status = run("evaluate", "--model", tiny_model, "--suite", "moving-shapes", "--num-prompts", 2,
+                 "--steps", 1, "--seed", 4, "--device", "cpu", "--to", tmp_path, "--json")  # fmt: skip
     assert status == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert answer == json.loads((tmp_path / "report.json").read_text())

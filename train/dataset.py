@@ -79,7 +79,9 @@ def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batc
         latents.append(scaled.half().cpu().unflatten(0, (len(items), -1)))
         attributes += [item.indices for item in items]
     part = path.with_name(path.name + ".part")
-    save_file({"latents": torch.cat(latents), "attributes": torch.tensor(attributes, dtype=torch.uint8)}, part)
+    save_file(
+        {"latents": torch.cat(latents), "attributes": torch.tensor(attributes, dtype=torch.uint8)}, part
+    )
     part.replace(path)
 
 
@@ -125,7 +127,9 @@ class LatentClips:
                 frames, item = frames[::-1].copy(), opposite
             latents.append(clip[torch.from_numpy(frames)])
             items.append(item)
-        captions = ["" if rng.uniform() < self.caption_dropout else item.random_caption(rng) for item in items]
+        captions = [
+            "" if rng.uniform() < self.caption_dropout else item.random_caption(rng) for item in items
+        ]
         return {
             "latents": torch.stack(latents).float().transpose(1, 2),
             "captions": captions,

@@ -17,10 +17,11 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +33,7 @@ from tqdm.auto import tqdm
 from hummingbird.config import config_dataclass, save_config
 
 Batch = dict[str, Any]
+T = TypeVar("T")
 
 
 class Data(Protocol):
@@ -164,8 +166,8 @@ def run(task: Task, data: Data, config: LoopConfig, full_config: Any = None) -> 
                 )
                 if not math.isfinite(values["loss"]):
                     raise FloatingPointError(
-                        f"loss at step {step}: got {values['loss']}, expected a finite number; the last checkpoint "
-                        f"is in {output / 'checkpoints'}: lower learning_rate, or use bf16 or fp32"
+                        f"loss at step {step}: got {values['loss']}, expected a finite number; "
+                        f"lower learning_rate, or use bf16 or fp32 (the last checkpoint is in {output / 'checkpoints'})"
                     )
                 if accelerator.is_main_process:
                     record = {"step": step, "learning_rate": schedule.get_last_lr()[0], **values}
@@ -177,17 +179,19 @@ def run(task: Task, data: Data, config: LoopConfig, full_config: Any = None) -> 
             if accelerator.is_main_process and (
                 is_last or (config.sample_every and step % config.sample_every == 0)
             ):
-                figures = _with_ema(ema, inner, lambda: task.sample(inner, _sample_folder(output, step)))
+                folder = output / "samples" / f"step-{step}"
+                folder.mkdir(parents=True, exist_ok=True)
+                figures = _with_ema(ema, inner, task.sample, folder)
                 if figures:
                     print(json.dumps({"step": step, **figures}), file=metrics, flush=True)
                 window = _Window()
             if accelerator.is_main_process and (
                 is_last or (config.save_model_every and step % config.save_model_every == 0)
             ):
-                _with_ema(ema, inner, lambda: task.save_model(inner, output / "model"))
+                _with_ema(ema, inner, task.save_model, output / "model")
     progress.close()
     if accelerator.is_main_process and not (output / "model").exists():
-        _with_ema(ema, inner, lambda: task.save_model(inner, output / "model"))  # resumed after its last step
+        _with_ema(ema, inner, task.save_model, output / "model")  # resumed after its last step
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output / "model"
@@ -224,24 +228,18 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
     ]
 
 
-def _with_ema(ema: EMAModel, network: nn.Module, function: Any) -> Any:
-    """Calls ``function`` while ``network`` holds the averaged weights."""
+def _with_ema(ema: EMAModel, network: nn.Module, function: Callable[[nn.Module, Path], T], folder: Path) -> T:
+    """Calls ``function(network, folder)`` while ``network`` holds the averaged weights."""
     was_training = network.training
     ema.store(network.parameters())
     ema.copy_to(network.parameters())
     network.eval()
     try:
         with torch.random.fork_rng():
-            return function()
+            return function(network, folder)
     finally:
         ema.restore(network.parameters())
         network.train(was_training)
-
-
-def _sample_folder(output: Path, step: int) -> Path:
-    folder = output / "samples" / f"step-{step}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -305,6 +303,6 @@ def _write_json(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-def _no_file() -> Any:
+def _no_file() -> TextIO:
     """Where other processes than the first would log: nowhere."""
     return open(os.devnull, "w")

@@ -10,9 +10,7 @@ from torch import Tensor
 LossWeighting = Literal["uniform", "min_snr"]
 
 
-def diffusion_target(
-    x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction_type: str
-) -> Tensor:
+def diffusion_target(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     """What the network is asked to predict.
 
     Args:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -123,7 +125,10 @@ def build_text_tower(config: TextTowerConfig, tokenizer: PreTrainedTokenizerFast
 def train_autoencoder(config: AutoencoderConfig) -> None:
     torch.manual_seed(config.loop.seed)
     task = AutoencoderTask(
-        build_autoencoder(config), config.kl_weight, config.edge_weight, test_seed=config.loop.seed + 1_000_000
+        build_autoencoder(config),
+        config.kl_weight,
+        config.edge_weight,
+        test_seed=config.loop.seed + 1_000_000,
     )
     data = MovingShapesFrames(config.loop.batch_size, config.loop.seed, frames_per_clip=1)
     run(task, data, config.loop, config)
@@ -144,7 +149,7 @@ def write_latents(config: LatentsConfig) -> None:
     encode_clips(vae, config.num_clips, config.seed, output)
 
 
-PARTS = {
+PARTS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "vae": (AutoencoderConfig, train_autoencoder),
     "text": (TextTowerConfig, train_text_tower),
     "latents": (LatentsConfig, write_latents),
@@ -152,7 +157,9 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=[*PARTS, "all"])
     parser.add_argument("config", type=Path, help="a YAML file, or the folder that holds all of them")
     arguments, overrides = parser.parse_known_args()

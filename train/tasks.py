@@ -21,8 +21,8 @@ from hummingbird.nano.oracle import judge_batch
 from hummingbird.pipelines import HummingbirdPipeline
 from hummingbird.video_io import contact_sheet, write_video
 from train.dataset import MovingShapesFrames
-from train.losses import LossWeighting, alpha_sigma, diffusion_target, kl_divergence, loss_weight
 from train.loop import Batch
+from train.losses import LossWeighting, alpha_sigma, diffusion_target, kl_divergence, loss_weight
 
 
 class AutoencoderTask:
@@ -34,7 +34,7 @@ class AutoencoderTask:
     """
 
     def __init__(self, network: AutoencoderKL, kl_weight: float, edge_weight: float, test_seed: int) -> None:
-        self.network: nn.Module = network
+        self.network: Any = network
         self.kl_weight, self.edge_weight = kl_weight, edge_weight
         self.test_batch = MovingShapesFrames(64, seed=test_seed).batch(0)
 
@@ -49,10 +49,15 @@ class AutoencoderTask:
         reconstruction = ((error + error.square()) * (1.0 + self.edge_weight * edges)).mean()
         kl = kl_divergence(mean, logvar)
         loss = reconstruction + self.kl_weight * kl
-        return {"loss": loss, "l1": error.mean(), "edge_l1": (error * edges).sum() / edges.sum() / 3, "kl": kl}
+        return {
+            "loss": loss,
+            "l1": error.mean(),
+            "edge_l1": (error * edges).sum() / edges.sum() / 3,
+            "kl": kl,
+        }
 
     @torch.no_grad()
-    def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+    def sample(self, network: Any, folder: Path) -> dict[str, float]:
         pixels = self.test_batch["pixels"]
         latents = network.encode(pixels).latent_dist.mode()
         decoded = network.decode(latents).sample.clamp(-1.0, 1.0)
@@ -67,7 +72,7 @@ class AutoencoderTask:
         }
 
     @torch.no_grad()
-    def save_model(self, network: nn.Module, folder: Path) -> None:
+    def save_model(self, network: Any, folder: Path) -> None:
         """Sets ``scaling_factor`` and ``shift_factor`` so that scaled latents have mean 0 and deviation 1."""
         latents = network.encode(self.test_batch["pixels"]).latent_dist.mode()
         network.register_to_config(
@@ -117,12 +122,11 @@ class TextTower(nn.Module):
 class TextTowerTask:
     """Teaches a text encoder to hold the four attributes linearly in its mean token.
 
-    A video network that reads such features need not learn language on the way (moving_shapes: a tower that is
-    itself shown to separate all attributes before the U-Net trains on it).
+    A video network that reads such features need not learn language on the way.
     """
 
     def __init__(self, network: TextTower, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.network: nn.Module = network
+        self.network: Any = network
         self.tokenizer = tokenizer
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -132,7 +136,7 @@ class TextTowerTask:
         return {"loss": torch.stack(losses).sum(), **dict(zip(names, losses, strict=True))}
 
     @torch.no_grad()
-    def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+    def sample(self, network: Any, folder: Path) -> dict[str, float]:
         """Probe accuracy on every caption of the unseen triples, which are never trained on."""
         unseen = [(c, a) for c, a in world.all_captions() if a.is_unseen]
         right = np.zeros((len(unseen), 4), dtype=bool)
@@ -146,7 +150,7 @@ class TextTowerTask:
         (folder / "probe.json").write_text(json.dumps(figures, indent=2) + "\n")
         return figures
 
-    def save_model(self, network: nn.Module, folder: Path) -> None:
+    def save_model(self, network: Any, folder: Path) -> None:
         network.text_encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
@@ -180,7 +184,7 @@ class DenoisingTask:
         num_sample_prompts: int = 16,
         default_call: dict[str, Any] | None = None,
     ) -> None:
-        self.network: nn.Module = network
+        self.network: Any = network
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.tokenizer, self.scheduler = tokenizer, scheduler
@@ -194,18 +198,26 @@ class DenoisingTask:
         """(B, L, C) hidden states in float32."""
         device = next(self.network.parameters()).device
         self.text_encoder.to(device)
-        return self.text_encoder(input_ids=tokenize(self.tokenizer, captions).to(device)).last_hidden_state.float()
+        return self.text_encoder(
+            input_ids=tokenize(self.tokenizer, captions).to(device)
+        ).last_hidden_state.float()
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         device = next(self.network.parameters()).device
         latents = batch["latents"].to(device)
         noise = _randn_like(latents, generator)
         uniform = torch.rand(len(latents), generator=generator, device=device)
-        error, weight = self._squared_error(latents, noise, self._timesteps(uniform), batch["captions"], batch["fps"])
+        error, weight = self._squared_error(
+            latents, noise, self._timesteps(uniform), batch["captions"], batch["fps"]
+        )
         return {"loss": (weight * error).mean(), "mse": error.mean()}
 
     def _timesteps(self, uniform: Tensor) -> Tensor:
-        """Timesteps in [0, T); a shift over 1 visits the noisy ones more often (Esser et al., 2403.03206, eq. 23)."""
+        """Timesteps in [0, T); a shift over 1 visits the noisy ones more often.
+
+        Reference:
+            Esser et al., arXiv 2403.03206, equation 23.
+        """
         shifted = self.timestep_shift * uniform / (1.0 + (self.timestep_shift - 1.0) * uniform)
         last = self.scheduler.config.num_train_timesteps - 1
         return (shifted * (last + 1)).long().clamp(max=last)
@@ -219,14 +231,21 @@ class DenoisingTask:
         alpha, sigma = alpha_sigma(alphas_cumprod, latents.ndim)
         target = diffusion_target(latents, noise, alphas_cumprod, prediction_type)
         prediction = self.network(
-            alpha * latents + sigma * noise, timesteps, self.encode_prompts(captions), fps=fps, return_dict=False
+            alpha * latents + sigma * noise,
+            timesteps,
+            self.encode_prompts(captions),
+            fps=fps,
+            return_dict=False,
         )[0]
         error = (prediction.float() - target).square().flatten(1).mean(dim=1)
         return error, loss_weight(alphas_cumprod, prediction_type, self.weighting)
 
     @torch.no_grad()
-    def caption_swap(self, network: nn.Module) -> dict[str, float]:
-        """Relative rise of the loss when one attribute of the caption is replaced: the gate before long runs."""
+    def caption_swap(self, network: Any) -> dict[str, float]:
+        """Relative rise of the loss when one attribute of the caption is replaced.
+
+        The gate before long runs: a network for which it stays at zero does not read that attribute.
+        """
         wrapped, self.network = self.network, network
         generator = torch.Generator(device=self.gate_batch["latents"].device).manual_seed(0)
         latents = self.gate_batch["latents"]
@@ -237,7 +256,9 @@ class DenoisingTask:
 
         def error(items: Sequence[world.Attributes]) -> Tensor:
             captions = [item.prompt for item in items]
-            return self._squared_error(latents, noise, self._timesteps(uniform), captions, self.gate_batch["fps"])[0]
+            return self._squared_error(
+                latents, noise, self._timesteps(uniform), captions, self.gate_batch["fps"]
+            )[0]
 
         base = error(attributes).mean()
         figures = {"gate_mse": float(base)}
@@ -247,7 +268,7 @@ class DenoisingTask:
         self.network = wrapped
         return figures
 
-    def pipeline(self, network: nn.Module) -> HummingbirdPipeline:
+    def pipeline(self, network: UNetSpatioTemporalModel) -> HummingbirdPipeline:
         """The trained network with its companions, as users load it."""
         return HummingbirdPipeline(
             vae=self.vae,
@@ -258,7 +279,7 @@ class DenoisingTask:
             default_call=self.default_call,
         )
 
-    def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+    def sample(self, network: Any, folder: Path) -> dict[str, float]:
         figures = self.caption_swap(network)
         (folder / "gate.json").write_text(json.dumps(figures, indent=2) + "\n")
         if not self.num_sample_prompts or not network.temporal_layers_enabled:
@@ -269,26 +290,36 @@ class DenoisingTask:
         generators = [torch.Generator().manual_seed(i) for i in range(len(items))]
         settings = {**self.default_call, "num_inference_steps": 25}
         with torch.autocast(next(network.parameters()).device.type, torch.bfloat16):
-            frames = pipe([i.prompt for i in items], generator=generators, output_type="np", **settings).frames
+            frames = pipe(
+                [i.prompt for i in items], generator=generators, output_type="np", **settings
+            ).frames
         videos = (np.asarray(frames) * 255.0).round().astype(np.uint8)
         verdicts = judge_batch(videos)
         right = np.array(
-            [[getattr(v, n) == getattr(i, n) for n in world.ATTRIBUTES] for v, i in zip(verdicts, items, strict=True)]
+            [
+                [getattr(v, n) == getattr(i, n) for n in world.ATTRIBUTES]
+                for v, i in zip(verdicts, items, strict=True)
+            ]
         )
         figures.update({f"sample_{n}": float(right[:, k].mean()) for k, n in enumerate(world.ATTRIBUTES)})
         figures["sample_all"] = float(right.all(axis=1).mean())
-        titles = [f"{i.prompt} | {v.shape} {v.color} {v.motion} {v.background}" for i, v in zip(items, verdicts, strict=True)]
+        titles = [
+            f"{i.prompt} | {v.shape} {v.color} {v.motion} {v.background}"
+            for i, v in zip(items, verdicts, strict=True)
+        ]
         contact_sheet(list(videos), titles).save(folder / "samples.png")
         write_video(videos[0], folder / "sample-0.mp4", fps=self.default_call["fps"])
         return figures
 
-    def save_model(self, network: nn.Module, folder: Path) -> None:
+    def save_model(self, network: Any, folder: Path) -> None:
         self.pipeline(network).save_pretrained(folder)
 
 
 def _with_next_value(item: world.Attributes, name: str) -> world.Attributes:
     """The same request with one attribute replaced by the next value of its list."""
-    values = dict(zip(world.ATTRIBUTES, (world.SHAPES, world.COLORS, world.MOTIONS, world.BACKGROUNDS), strict=True))
+    values = dict(
+        zip(world.ATTRIBUTES, (world.SHAPES, world.COLORS, world.MOTIONS, world.BACKGROUNDS), strict=True)
+    )
     fields = {n: getattr(item, n) for n in world.ATTRIBUTES}
     options = values[name]
     fields[name] = options[(options.index(fields[name]) + 1) % len(options)]

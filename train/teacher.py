@@ -1,7 +1,7 @@
 """Trains a video diffusion teacher on encoded clips.
 
-    accelerate launch train/teacher.py configs/train/nano_teacher.yaml [--loop.max-steps 100]
-    python train/teacher.py configs/train/nano_teacher.yaml
+accelerate launch train/teacher.py configs/train/nano_teacher.yaml [--loop.max-steps 100]
+python train/teacher.py configs/train/nano_teacher.yaml
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `accelerate launch` starts this file, not the package
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # `accelerate launch` starts this file, not the package
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -19,8 +21,8 @@ from transformers import AutoTokenizer, CLIPTextModel
 from hummingbird.config import config_dataclass, load_config
 from hummingbird.models import UNetSpatioTemporalModel
 from train.dataset import LatentClips
-from train.losses import LossWeighting
 from train.loop import LoopConfig, run
+from train.losses import LossWeighting
 from train.tasks import DenoisingTask
 
 
@@ -109,7 +111,9 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
         set_alpha_to_one=False,
     )
     path = Path(config.latents)
-    data = LatentClips(path, config.loop.batch_size, config.loop.seed, config.num_frames, config.caption_dropout)
+    data = LatentClips(
+        path, config.loop.batch_size, config.loop.seed, config.num_frames, config.caption_dropout
+    )
     gate = LatentClips(path, 64, config.loop.seed + 1, config.num_frames, caption_dropout=0.0, reverse=0.0)
     task = DenoisingTask(
         unet,

@@ -189,8 +189,8 @@ def evaluation_prompts(num_prompts: int, seed: int = 0) -> list[Attributes]:
 
     def draw(pool: list[Attributes], count: int) -> list[Attributes]:
         # Without replacement while the pool lasts, so that few prompts cover much of it.
-        order = np.concatenate([rng.permutation(len(pool)) for _ in range(-(-count // len(pool)))] or [[]])
-        return [pool[int(i)] for i in order[:count]]
+        rounds = [rng.permutation(len(pool)) for _ in range(-(-count // len(pool)))]
+        return [pool[int(i)] for order in rounds for i in order][:count]
 
     return draw(seen, num_prompts - num_unseen) + draw(unseen, num_unseen)
 
@@ -311,7 +311,7 @@ def _background(base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     count = base.shape[0]
     is_gradient = rng.uniform(size=count) < 0.35
     # Towards black for light bases and towards white for dark ones: never past the next base colour.
-    strength = rng.uniform(0.08, 0.16, size=count) * is_gradient
+    strength = np.asarray(rng.uniform(0.08, 0.16, size=count) * is_gradient)
     target = np.where(base.mean(axis=1) > 100.0, 0.0, 255.0)
     ramp = np.linspace(0.0, 1.0, IMAGE_SIZE)[None, :, None] * strength[:, None, None]
     return (base[:, None, :] * (1.0 - ramp) + target[:, None, None] * ramp).astype(np.float32)
