@@ -1,7 +1,8 @@
-"""Trains every part of nano from nothing, offline: autoencoder, text tower, latents, teacher.
+"""Trains every part of nano from nothing, offline: autoencoder, text tower, latents, teacher, package.
 
     python train/nano.py all configs/train                                 # `make nano`
     python train/nano.py vae configs/train/nano_vae.yaml --loop.max-steps 100   # one part
+    python train/nano.py export configs/train/nano_export.yaml             # half precision, into the package
 
 Parts that are finished are not trained again; a part that was interrupted resumes.
 """
@@ -22,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from hummingbird.config import config_dataclass, load_config
 from hummingbird.nano import world
+from hummingbird.pipelines import HummingbirdPipeline
 from train.dataset import MovingShapesCaptions, MovingShapesFrames, encode_clips
 from train.loop import LoopConfig, run
 from train.tasks import AutoencoderTask, TextTower, TextTowerTask
@@ -63,6 +65,14 @@ class LatentsConfig:
     output: str
     num_clips: int
     seed: int = 0
+
+
+@config_dataclass
+class ExportConfig:
+    """A trained pipeline made small enough to ship."""
+
+    model: str
+    output: str
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
@@ -149,10 +159,19 @@ def write_latents(config: LatentsConfig) -> None:
     encode_clips(vae, config.num_clips, config.seed, output)
 
 
+def export(config: ExportConfig) -> None:
+    """Writes the pipeline with half-precision weights; loading casts them back to float32."""
+    pipe = HummingbirdPipeline.from_pretrained(config.model)
+    for name in ("vae", "text_encoder", "unet"):
+        getattr(pipe, name).half()
+    pipe.save_pretrained(config.output)
+
+
 PARTS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "vae": (AutoencoderConfig, train_autoencoder),
     "text": (TextTowerConfig, train_text_tower),
     "latents": (LatentsConfig, write_latents),
+    "export": (ExportConfig, export),
 }
 
 
@@ -183,6 +202,7 @@ def train_all(folder: Path) -> None:
     for stage in TEACHER_STAGES:
         sys.argv = ["train/teacher.py", str(folder / f"{stage}.yaml")]
         runpy.run_path(str(Path(__file__).with_name("teacher.py")), run_name="__main__")
+    export(load_config(ExportConfig, folder / "nano_export.yaml"))
 
 
 if __name__ == "__main__":

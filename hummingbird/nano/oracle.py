@@ -73,6 +73,7 @@ _MIN_FORM_SCORE = 0.94
 _MIN_FRAME_FORM_SCORE = 0.90
 _MIN_FORM_MARGIN = 0.015
 _MAX_FORM_DOUBT = 0.02  # by how much another form may win in a frame that does not count as different
+_MAX_END_DOUBT = 0.035  # the same for the first and the last quarter
 _MIN_FORM_RADIUS = 7.0  # smaller ones do not vote on whether the form stays
 
 # Motion.
@@ -503,8 +504,13 @@ def _name_shape(objects: _Objects) -> tuple[str, str, Floats]:
     votes = single[voters]
     doubt = votes.max(axis=1) - votes[:, first]
     against = int(((doubt > _MAX_FORM_DOUBT) | (votes[:, first] < _MIN_FRAME_FORM_SCORE)).sum())
-    if against > max(1, len(votes) // 8):
+    if against > max(1, num_frames // 8):
         return UNCLEAR, f"shape: changes on the way ({against} of {len(votes)} frames differ)", scores
+    # Small forms have no vote frame by frame, but several of them together show what they are.
+    quarter = max(1, num_frames // 4)
+    ends = _form_scores(np.stack([patches[:quarter].mean(axis=0), patches[-quarter:].mean(axis=0)]))
+    if (ends.max(axis=1) - ends[:, first]).max() > _MAX_END_DOUBT:
+        return UNCLEAR, "shape: begins or ends as another form", scores
     return SHAPES[first], "", scores
 
 

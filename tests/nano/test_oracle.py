@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import cv2
 import numpy as np
@@ -119,6 +120,7 @@ def test_verdict_is_the_same_alone_and_in_a_batch_and_every_time() -> None:
 ITEMS, CLIPS = draw(80, seed=31)
 
 
+@cache
 def twins(attribute: str, seed: int = 40) -> list[tuple[np.ndarray, np.ndarray]]:
     """Pairs of clips from the same random draws that ask for the same, but for one attribute."""
     rng = np.random.default_rng(seed)
