@@ -1,6 +1,6 @@
 """How long does one nano video take, and how much memory? Prints a line per run, last line JSON.
 
-    python benchmarks/nano_speed.py [--model nano] [--runs 5] [--threads 2]
+python benchmarks/nano_speed.py [--model nano] [--runs 5] [--threads 2]
 """
 
 from __future__ import annotations

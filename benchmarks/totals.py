@@ -1,6 +1,6 @@
 """Parameters, state-dict entries and FLOPs of every preset, counted on the meta device; last line JSON.
 
-    python benchmarks/totals.py
+python benchmarks/totals.py
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hummingbird.nano import world
+from hummingbird.video_io import atomic_path
 
 
 def to_model_range(frames: Tensor) -> Tensor:
@@ -78,11 +79,9 @@ def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batc
         scaled = (mode - vae.config.shift_factor) * vae.config.scaling_factor
         latents.append(scaled.half().cpu().unflatten(0, (len(items), -1)))
         attributes += [item.indices for item in items]
-    part = path.with_name(path.name + ".part")
-    save_file(
-        {"latents": torch.cat(latents), "attributes": torch.tensor(attributes, dtype=torch.uint8)}, part
-    )
-    part.replace(path)
+    tensors = {"latents": torch.cat(latents), "attributes": torch.tensor(attributes, dtype=torch.uint8)}
+    with atomic_path(path) as part:
+        save_file(tensors, part)
 
 
 class LatentClips:
@@ -95,6 +94,10 @@ class LatentClips:
         num_frames: F: 16 whole clips; 8 every second frame at half the rate; 1 a random frame.
         caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
         reverse: share of clips played backwards with the caption of the opposite motion, where there is one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: ``num_frames`` does not divide a clip, or the file holds something else.
     """
 
     def __init__(
@@ -106,9 +109,19 @@ class LatentClips:
         caption_dropout: float = 0.1,
         reverse: float = 0.5,
     ) -> None:
-        if world.NUM_FRAMES % num_frames:
+        if num_frames < 1 or world.NUM_FRAMES % num_frames:
             raise ValueError(f"num_frames: got {num_frames}, expected a divisor of {world.NUM_FRAMES}")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"latents: no file {path}; make it with "
+                "`python train/nano.py latents configs/train/nano_latents.yaml`"
+            )
         tensors = load_file(path)
+        if set(tensors) != {"latents", "attributes"} or tensors["latents"].shape[1] != world.NUM_FRAMES:
+            raise ValueError(
+                f"latents: {path} does not hold encoded clips of {world.NUM_FRAMES} frames; make it "
+                "again with `python train/nano.py latents`"
+            )
         self.latents, self.indices = tensors["latents"], tensors["attributes"].tolist()
         self.batch_size, self.seed, self.num_frames = batch_size, seed, num_frames
         self.caption_dropout, self.reverse = caption_dropout, reverse

@@ -57,7 +57,7 @@ def loss_weight(
     snr = alphas_cumprod / (1.0 - alphas_cumprod).clamp(min=1e-8)
     clipped = snr.clamp(max=gamma)
     if prediction_type == "epsilon":
-        return clipped / snr.clamp(min=1e-8)
+        return (gamma / snr.clamp(min=1e-8)).clamp(max=1.0)  # 1, not 0 / 0, at zero terminal SNR
     if prediction_type == "v_prediction":
         return clipped / (snr + 1.0)
     return clipped

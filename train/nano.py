@@ -10,24 +10,32 @@ Parts that are finished are not trained again; a part that was interrupted resum
 from __future__ import annotations
 
 import argparse
-import runpy
+import dataclasses
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python train/nano.py` sees only train/
 
 import torch
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from hummingbird.config import config_dataclass, load_config
+from hummingbird.config import ConfigError, config_dataclass, load_config
 from hummingbird.nano import world
 from hummingbird.pipelines import HummingbirdPipeline
+from train.command import read_settings, run_command
 from train.dataset import MovingShapesCaptions, MovingShapesFrames, encode_clips
-from train.loop import LoopConfig, run
+from train.loop import LoopConfig, is_finished, run
 from train.tasks import AutoencoderTask, TextTower, TextTowerTask
+from train.teacher import TeacherConfig, train_teacher
 
+NUM_PROCESSES = 2
+"""The processes that ``configs/train/nano_teacher*.yaml`` count on: ``batch_size`` is that of one."""
 TEACHER_STAGES = ("nano_teacher_spatial", "nano_teacher_motion", "nano_teacher")
 
 
@@ -133,6 +141,7 @@ def build_text_tower(config: TextTowerConfig, tokenizer: PreTrainedTokenizerFast
 
 
 def train_autoencoder(config: AutoencoderConfig) -> None:
+    _refuse_init_from(config.loop)
     torch.manual_seed(config.loop.seed)
     task = AutoencoderTask(
         build_autoencoder(config),
@@ -145,13 +154,26 @@ def train_autoencoder(config: AutoencoderConfig) -> None:
 
 
 def train_text_tower(config: TextTowerConfig) -> None:
+    _refuse_init_from(config.loop)
     torch.manual_seed(config.loop.seed)
     tokenizer = build_tokenizer(config.max_length)
     task = TextTowerTask(build_text_tower(config, tokenizer), tokenizer)
     run(task, MovingShapesCaptions(config.loop.batch_size, config.loop.seed), config.loop, config)
 
 
+def _refuse_init_from(config: LoopConfig) -> None:
+    if config.init_from is not None:
+        raise ConfigError(
+            f"loop.init_from: got {config.init_from!r}, but this part always starts from nothing"
+        )
+
+
 def write_latents(config: LatentsConfig) -> None:
+    if not (Path(config.vae) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"vae: no autoencoder in {config.vae}; train it with `python train/nano.py vae "
+            "configs/train/nano_vae.yaml`"
+        )
     vae = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True).eval()
     vae.to("cuda" if torch.cuda.is_available() else "cpu")
     output = Path(config.output)
@@ -175,35 +197,64 @@ PARTS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status; see ``run_command``."""
+    return run_command(_main, argv)
+
+
+def _main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train/nano.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("part", choices=[*PARTS, "all"])
-    parser.add_argument("config", type=Path, help="a YAML file, or the folder that holds all of them")
-    arguments, overrides = parser.parse_known_args()
-    if arguments.part == "all":
-        train_all(arguments.config)
+    parser.add_argument("part", choices=["all", *PARTS])
+    part = parser.parse_args(words[:1]).part
+    if part in PARTS:
+        config_class, function = PARTS[part]
+        function(read_settings(config_class, words[1:], f"train/nano.py {part}", config_class.__doc__))
         return
-    config_class, function = PARTS[arguments.part]
-    function(load_config(config_class, arguments.config, overrides))
+    parser.add_argument("folder", type=Path, help="where all the YAML files are")
+    train_all(parser.parse_args(words).folder)
+
+
+def train_stage(path: Path) -> None:
+    """One stage of the teacher, with the total batch of ``NUM_PROCESSES`` whatever the machine.
+
+    On a CPU that many processes beat as many threads (docs/log.md); one GPU takes the whole batch at once.
+    """
+    config = load_config(TeacherConfig, path)
+    if is_finished(config.loop):
+        return
+    cores = os.cpu_count() or 1
+    if torch.cuda.is_available() or cores < NUM_PROCESSES:
+        loop = dataclasses.replace(config.loop, batch_size=NUM_PROCESSES * config.loop.batch_size)
+        train_teacher(dataclasses.replace(config, loop=loop))
+        return
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = str(Path(__file__).with_name("teacher.py"))
+    command = [*launcher, "--nproc_per_node", str(NUM_PROCESSES), script, str(path)]
+    threads = str(cores // NUM_PROCESSES)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
+    if status := subprocess.run(command, env=environment, check=False).returncode:
+        raise RuntimeError(f"{path}: training ended with status {status}; its own message is above")
 
 
 def train_all(folder: Path) -> None:
     """Every part in order; what is already there is kept."""
-    for part in ("vae", "text"):
-        config_class, function = PARTS[part]
-        config = load_config(config_class, folder / f"nano_{part}.yaml")
-        if not (Path(config.loop.output) / "model").exists():
+    for name in ("vae", "text"):
+        config_class, function = PARTS[name]
+        config = load_config(config_class, folder / f"nano_{name}.yaml")
+        if not is_finished(config.loop):
             function(config)
     latents = load_config(LatentsConfig, folder / "nano_latents.yaml")
     if not Path(latents.output).exists():
         write_latents(latents)
     for stage in TEACHER_STAGES:
-        sys.argv = ["train/teacher.py", str(folder / f"{stage}.yaml")]
-        runpy.run_path(str(Path(__file__).with_name("teacher.py")), run_name="__main__")
+        train_stage(folder / f"{stage}.yaml")
     export(load_config(ExportConfig, folder / "nano_export.yaml"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,6 +25,21 @@ from train.loop import Batch
 from train.losses import LossWeighting, alpha_sigma, diffusion_target, kl_divergence, loss_weight
 
 
+class AutoencoderPass(nn.Module):
+    """There and back through an autoencoder in one forward, which is what distributed wrappers can wrap."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames (B, 3, H, W) -> reconstruction, mean and log variance of the latents, in float32."""
+        posterior = self.vae.encode(pixels).latent_dist
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        latents = mean + torch.exp(0.5 * logvar) * _randn_like(mean, generator)
+        return self.vae.decode(latents).sample.float(), mean, logvar
+
+
 class AutoencoderTask:
     """A variational autoencoder of frames: L1, a weight on edges, and a small KL term.
 
@@ -33,18 +48,15 @@ class AutoencoderTask:
         flat shapes do not need.
     """
 
-    def __init__(self, network: AutoencoderKL, kl_weight: float, edge_weight: float, test_seed: int) -> None:
-        self.network: Any = network
+    def __init__(self, vae: AutoencoderKL, kl_weight: float, edge_weight: float, test_seed: int) -> None:
+        self.network: Any = AutoencoderPass(vae)
         self.kl_weight, self.edge_weight = kl_weight, edge_weight
         self.test_batch = MovingShapesFrames(64, seed=test_seed).batch(0)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        vae = self.network
-        pixels = batch["pixels"]
-        posterior = vae.encode(pixels).latent_dist
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        latents = mean + torch.exp(0.5 * logvar) * _randn_like(mean, generator)
-        error = (vae.decode(latents).sample.float() - pixels).abs()
+        pixels = batch["pixels"].to(_device(self.network))
+        decoded, mean, logvar = self.network(pixels, generator)
+        error = (decoded - pixels).abs()
         edges = _edge_strength(pixels)
         reconstruction = ((error + error.square()) * (1.0 + self.edge_weight * edges)).mean()
         kl = kl_divergence(mean, logvar)
@@ -58,13 +70,13 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def sample(self, network: Any, folder: Path) -> dict[str, float]:
-        pixels = self.test_batch["pixels"]
-        latents = network.encode(pixels).latent_dist.mode()
-        decoded = network.decode(latents).sample.clamp(-1.0, 1.0)
+        pixels = self.test_batch["pixels"].to(_device(network))
+        latents = network.vae.encode(pixels).latent_dist.mode()
+        decoded = network.vae.decode(latents).sample.clamp(-1.0, 1.0)
         mse = (decoded - pixels).square().mean(dim=(1, 2, 3))
         rows = torch.cat([pixels[:16], decoded[:16]], dim=2)  # original above reconstruction
         sheet = ((rows + 1.0) * 127.5).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
-        Image.fromarray(sheet.numpy()).save(folder / "reconstructions.png")
+        Image.fromarray(sheet.cpu().numpy()).save(folder / "reconstructions.png")
         return {
             "psnr_db": float((10.0 * torch.log10(4.0 / mse)).mean()),
             "latent_mean": float(latents.mean()),
@@ -74,17 +86,22 @@ class AutoencoderTask:
     @torch.no_grad()
     def save_model(self, network: Any, folder: Path) -> None:
         """Sets ``scaling_factor`` and ``shift_factor`` so that scaled latents have mean 0 and deviation 1."""
-        latents = network.encode(self.test_batch["pixels"]).latent_dist.mode()
-        network.register_to_config(
+        vae = network.vae
+        latents = vae.encode(self.test_batch["pixels"].to(_device(network))).latent_dist.mode()
+        vae.register_to_config(
             scaling_factor=round(float(1.0 / latents.std()), 5), shift_factor=round(float(latents.mean()), 5)
         )
-        network.save_pretrained(folder)
+        vae.save_pretrained(folder)
 
 
 def _edge_strength(pixels: Tensor) -> Tensor:
     """1 near outlines, 0 on flat ground: (B, 3, H, W) -> (B, 1, H, W)."""
     spread = F.max_pool2d(pixels, 3, 1, 1) + F.max_pool2d(-pixels, 3, 1, 1)
     return F.max_pool2d((spread.amax(dim=1, keepdim=True) > 0.15).float(), 3, 1, 1)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -130,8 +147,10 @@ class TextTowerTask:
         self.tokenizer = tokenizer
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        logits = self.network(tokenize(self.tokenizer, batch["captions"]))
-        losses = [F.cross_entropy(x, t) for x, t in zip(logits, batch["indices"].T, strict=True)]
+        device = _device(self.network)
+        logits = self.network(tokenize(self.tokenizer, batch["captions"]).to(device))
+        targets = batch["indices"].to(device).T
+        losses = [F.cross_entropy(x, t) for x, t in zip(logits, targets, strict=True)]
         names = [f"{name}_loss" for name in world.ATTRIBUTES]
         return {"loss": torch.stack(losses).sum(), **dict(zip(names, losses, strict=True))}
 
@@ -142,8 +161,9 @@ class TextTowerTask:
         right = np.zeros((len(unseen), 4), dtype=bool)
         for start in range(0, len(unseen), 512):
             part = unseen[start : start + 512]
-            logits = network(tokenize(self.tokenizer, [caption for caption, _ in part]))
-            guess = np.stack([x.argmax(dim=1).numpy() for x in logits], axis=1)
+            ids = tokenize(self.tokenizer, [caption for caption, _ in part])
+            logits = network(ids.to(_device(network)))
+            guess = np.stack([x.argmax(dim=1).cpu().numpy() for x in logits], axis=1)
             right[start : start + len(part)] = guess == np.array([a.indices for _, a in part])
         figures = {f"probe_{n}": float(right[:, i].mean()) for i, n in enumerate(world.ATTRIBUTES)}
         figures["probe_all"] = float(right.all(axis=1).mean())
@@ -164,8 +184,11 @@ class DenoisingTask:
         tokenizer: of the text encoder.
         vae: frozen; only samples are decoded with it.
         scheduler: its noise schedule and prediction type are the training's.
+        gate_batch: clips for the caption-swap test.
         weighting: of the squared error over timesteps.
-        sample_settings: call arguments of the sample videos.
+        timestep_shift: over 1 visits noisy timesteps more often.
+        num_sample_prompts: sample videos, half of unseen combinations; 0 for none.
+        default_call: call arguments of the sample videos; the saved pipeline carries them as its defaults.
 
     Reference:
         Ho et al., arXiv 2006.11239, equation 14; zero terminal SNR: Lin et al., arXiv 2305.08891.
@@ -196,14 +219,14 @@ class DenoisingTask:
     @torch.no_grad()
     def encode_prompts(self, captions: Sequence[str]) -> Tensor:
         """(B, L, C) hidden states in float32."""
-        device = next(self.network.parameters()).device
+        device = _device(self.network)
         self.text_encoder.to(device)
         return self.text_encoder(
             input_ids=tokenize(self.tokenizer, captions).to(device)
         ).last_hidden_state.float()
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        device = next(self.network.parameters()).device
+        device = _device(self.network)
         latents = batch["latents"].to(device)
         noise = _randn_like(latents, generator)
         uniform = torch.rand(len(latents), generator=generator, device=device)
@@ -246,12 +269,14 @@ class DenoisingTask:
 
         The gate before long runs: a network for which it stays at zero does not read that attribute.
         """
-        wrapped, self.network = self.network, network
-        generator = torch.Generator(device=self.gate_batch["latents"].device).manual_seed(0)
+        # Drawn on the CPU: the figures mean the same on every device.
+        generator = torch.Generator().manual_seed(0)
         latents = self.gate_batch["latents"]
         noise = _randn_like(latents, generator)
         uniform = (torch.arange(len(latents)) + 0.5) / len(latents)
         uniform = uniform[torch.randperm(len(latents), generator=generator)]
+        device = _device(network)
+        latents, noise, uniform = latents.to(device), noise.to(device), uniform.to(device)
         attributes: list[world.Attributes] = self.gate_batch["attributes"]
 
         def error(items: Sequence[world.Attributes]) -> Tensor:
@@ -260,12 +285,15 @@ class DenoisingTask:
                 latents, noise, self._timesteps(uniform), captions, self.gate_batch["fps"]
             )[0]
 
-        base = error(attributes).mean()
-        figures = {"gate_mse": float(base)}
-        for name in world.ATTRIBUTES:
-            swapped = [_with_next_value(item, name) for item in attributes]
-            figures[f"swap_{name}"] = float(error(swapped).mean() / base - 1.0)
-        self.network = wrapped
+        wrapped, self.network = self.network, network
+        try:
+            base = error(attributes).mean()
+            figures = {"gate_mse": float(base)}
+            for name in world.ATTRIBUTES:
+                swapped = [_with_next_value(item, name) for item in attributes]
+                figures[f"swap_{name}"] = float(error(swapped).mean() / base - 1.0)
+        finally:
+            self.network = wrapped
         return figures
 
     def pipeline(self, network: UNetSpatioTemporalModel) -> HummingbirdPipeline:
@@ -284,12 +312,14 @@ class DenoisingTask:
         (folder / "gate.json").write_text(json.dumps(figures, indent=2) + "\n")
         if not self.num_sample_prompts or not network.temporal_layers_enabled:
             return figures
+        device = _device(network)
+        self.vae.to(device)
         pipe = self.pipeline(network)
         pipe.set_progress_bar_config(disable=True)
         items = world.evaluation_prompts(self.num_sample_prompts, seed=1)
         generators = [torch.Generator().manual_seed(i) for i in range(len(items))]
         settings = {**self.default_call, "num_inference_steps": 25}
-        with torch.autocast(next(network.parameters()).device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             frames = pipe(
                 [i.prompt for i in items], generator=generators, output_type="np", **settings
             ).frames
@@ -308,7 +338,7 @@ class DenoisingTask:
             for i, v in zip(items, verdicts, strict=True)
         ]
         contact_sheet(list(videos), titles).save(folder / "samples.png")
-        write_video(videos[0], folder / "sample-0.mp4", fps=self.default_call["fps"])
+        write_video(videos[0], folder / "sample-0.mp4", fps=float(pipe.default_call["fps"]))
         return figures
 
     def save_model(self, network: Any, folder: Path) -> None:

@@ -7,6 +7,7 @@ python train/teacher.py configs/train/nano_teacher.yaml
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(
@@ -18,8 +19,9 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextModel
 
-from hummingbird.config import config_dataclass, load_config
+from hummingbird.config import config_dataclass
 from hummingbird.models import UNetSpatioTemporalModel
+from train.command import read_settings, run_command
 from train.dataset import LatentClips
 from train.loop import LoopConfig, run
 from train.losses import LossWeighting
@@ -71,9 +73,11 @@ class TeacherConfig:
 
     loop: LoopConfig
     vae: str
+    """Folder of an ``AutoencoderKL``."""
     text: str
     """Folder with ``text_encoder`` and ``tokenizer``."""
     latents: str
+    """File with clips encoded by that autoencoder."""
     num_frames: int = 16
     """Frames per example; 1 trains the spatial layers alone."""
     caption_dropout: float = 0.1
@@ -84,7 +88,15 @@ class TeacherConfig:
 
 
 def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
-    """The task and its data; weights come from ``config.loop.init_from`` or from the seed."""
+    """The task and its data; weights come from ``config.loop.init_from`` or from the seed.
+
+    Raises:
+        FileNotFoundError: a part that is made before this stage is missing; the message says how to make it.
+        ValueError: the parts do not fit together.
+    """
+    _require("vae", Path(config.vae) / "config.json", "vae")
+    _require("text", Path(config.text) / "text_encoder" / "config.json", "text")
+    _require("latents", Path(config.latents), "latents")
     vae = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True)
     text_encoder = CLIPTextModel.from_pretrained(Path(config.text) / "text_encoder", use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(Path(config.text) / "tokenizer")
@@ -97,6 +109,10 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
     )
     if config.loop.init_from is not None:
         weights = Path(config.loop.init_from) / "unet" / "diffusion_pytorch_model.safetensors"
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"loop.init_from: no file {weights}; train the stage before this one first"
+            )
         unet.load_state_dict(load_file(weights))
     if config.num_frames == 1:
         freeze_temporal_layers(unet)
@@ -114,6 +130,11 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
     data = LatentClips(
         path, config.loop.batch_size, config.loop.seed, config.num_frames, config.caption_dropout
     )
+    if data.latents.shape[2] != vae.config.latent_channels:
+        raise ValueError(
+            f"latents: {path} has {data.latents.shape[2]} channels, the autoencoder "
+            f"{vae.config.latent_channels}; encode the clips again with `python train/nano.py latents`"
+        )
     gate = LatentClips(path, 64, config.loop.seed + 1, config.num_frames, caption_dropout=0.0, reverse=0.0)
     task = DenoisingTask(
         unet,
@@ -140,11 +161,26 @@ def freeze_temporal_layers(unet: UNetSpatioTemporalModel) -> None:
             module.requires_grad_(False)
 
 
-def main() -> None:
-    config = load_config(TeacherConfig, sys.argv[1], sys.argv[2:])
+def _require(name: str, path: Path, part: str) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{name}: no file {path}; make it with "
+            f"`python train/nano.py {part} configs/train/nano_{part}.yaml`"
+        )
+
+
+def train_teacher(config: TeacherConfig) -> None:
+    """One stage, from its last checkpoint where there is one."""
     task, data = build_task(config)
     run(task, data, config.loop, config)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status; see ``run_command``."""
+    return run_command(
+        lambda words: train_teacher(read_settings(TeacherConfig, words, "train/teacher.py", __doc__)), argv
+    )
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The debug recipes, trained once for all tests of the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hummingbird.config import load_config
+from train import nano
+from train.loop import LoopConfig
+from train.teacher import TeacherConfig, train_teacher
+
+DEBUG = Path(__file__).resolve().parents[2] / "configs" / "debug"
+STAGES = ("teacher_spatial", "teacher_motion", "teacher")
+RECIPES: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "vae": (nano.AutoencoderConfig, nano.train_autoencoder),
+    "text": (nano.TextTowerConfig, nano.train_text_tower),
+    **{stage: (TeacherConfig, train_teacher) for stage in STAGES},
+}
+
+
+def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
+    """A debug recipe's settings: what it needs is read from ``parts``, what it makes goes to ``output``."""
+    flags = ["--loop.output", str(output)]
+    if name in STAGES:
+        flags += ["--vae", str(parts / "vae/model"), "--text", str(parts / "text/model")]
+        flags += ["--latents", str(parts / "latents.safetensors")]
+    if name in STAGES[1:]:
+        flags += ["--loop.init-from", str(parts / STAGES[STAGES.index(name) - 1] / "model")]
+    return load_config(RECIPES[name][0], DEBUG / f"nano_{name}.yaml", [*flags, *overrides])
+
+
+def train(name: str, parts: Path, output: Path, *overrides: str) -> LoopConfig:
+    config = recipe(name, parts, output, *overrides)
+    RECIPES[name][1](config)
+    loop: LoopConfig = config.loop
+    return loop
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All parts of a tiny nano, each trained without a break."""
+    folder = tmp_path_factory.mktemp("nano")
+    for name in ("vae", "text"):
+        train(name, folder, folder / name)
+    flags = ["--vae", str(folder / "vae/model"), "--output", str(folder / "latents.safetensors")]
+    nano.write_latents(load_config(nano.LatentsConfig, DEBUG / "nano_latents.yaml", flags))
+    for name in STAGES:
+        train(name, folder, folder / name)
+    return folder

@@ -1,0 +1,182 @@
+"""Entry points as users start them: help, errors in one line, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+
+from tests.train.conftest import DEBUG, recipe
+from train import nano, teacher
+from train.command import run_command
+
+ROOT = DEBUG.parents[1]
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    return lines[-1]
+
+
+@pytest.mark.parametrize("main", [teacher.main, nano.main])
+def test_help_says_what_to_type(main: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])  # type: ignore[operator]
+    assert stop.value.code == 0
+    assert ".yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["vae", "--help"], ["export", "-h"]])
+def test_help_of_a_part_lists_its_settings(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        nano.main(words)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"train/nano.py {words[0]} CONFIG.yaml" in text
+    assert "--output" in text or "--loop.output" in text
+
+
+def test_teacher_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        teacher.main(["--help"])
+    text = capsys.readouterr().out
+    for flag in ("--loop.max-steps", "--unet.model-channels", "--diffusion.weighting", "--latents"):
+        assert flag in text
+
+
+@pytest.mark.parametrize(("main", "words"), [(teacher.main, []), (nano.main, []), (nano.main, ["paint"])])
+def test_bad_usage_is_status_2(main: object, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)  # type: ignore[operator]
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_settings_that_cannot_be_used_are_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert teacher.main([str(tmp_path / "none.yaml")]) == 2
+    assert last_line(capsys).startswith(f"error: {tmp_path}/none.yaml: cannot read it")
+    file = tmp_path / "wrong.yaml"
+    file.write_text("loop:\n  output: x\n  max_step: 3\nvae: a\ntext: b\nlatents: c\n")
+    assert teacher.main([str(file)]) == 2
+    assert "unknown name 'loop.max_step'; did you mean 'max_steps'?" in last_line(capsys)
+    assert nano.main(["vae", str(DEBUG / "nano_vae.yaml"), "--loop.init-from", "x"]) == 2
+    assert "always starts from nothing" in last_line(capsys)
+
+
+def test_a_missing_part_says_how_to_make_it(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {
+        "--vae": parts / "vae/model",
+        "--text": parts / "text/model",
+        "--latents": parts / "latents.safetensors",
+        "--loop.output": tmp_path / "run",
+    }
+    for flag, part in (("--vae", "vae"), ("--text", "text"), ("--latents", "latents")):
+        flags = [str(word) for pair in {**good, flag: tmp_path / "no"}.items() for word in pair]
+        assert teacher.main([str(DEBUG / "nano_teacher_spatial.yaml"), *flags]) == 1
+        line = last_line(capsys)
+        assert line.startswith(f"error: {part}: no file {tmp_path}/no")
+        assert f"`python train/nano.py {part} configs/train/nano_{part}.yaml`" in line
+    flags = [str(word) for pair in {**good, "--loop.init-from": tmp_path / "no"}.items() for word in pair]
+    assert teacher.main([str(DEBUG / "nano_teacher_motion.yaml"), *flags]) == 1
+    assert "loop.init_from: no file" in last_line(capsys)
+    assert nano.main(["latents", str(DEBUG / "nano_latents.yaml"), "--vae", str(tmp_path / "no")]) == 1
+    assert "python train/nano.py vae" in last_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_of_another_autoencoder_are_refused(parts: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    other = load_file(parts / "latents.safetensors")
+    other["latents"] = other["latents"].repeat(1, 1, 2, 1, 1)
+    save_file(other, tmp_path / "other.safetensors")
+    flags = ["--latents", str(tmp_path / "other.safetensors")]
+    with pytest.raises(ValueError, match="has 4 channels, the autoencoder 2"):
+        teacher.build_task(recipe("teacher_spatial", parts, tmp_path / "run", *flags))
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(stop, []) == 130
+    assert last_line(capsys) == "interrupted: the last checkpoint stands; the same command goes on from there"
+
+
+def test_debug_shows_the_traceback() -> None:
+    def fail(words: list[str]) -> None:
+        assert words == ["a"]
+        raise LookupError("here")
+
+    assert run_command(fail, ["a"]) == 1
+    with pytest.raises(LookupError):
+        run_command(fail, ["a", "--debug"])
+
+
+def test_everything_from_nothing_and_a_second_time_nothing(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nano.py all` on finished parts only packs; what is missing is made again, equal to what was there."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/debug").symlink_to(parts)
+    monkeypatch.chdir(tmp_path)
+    trained: list[str] = []
+    monkeypatch.setattr(nano, "train_teacher", lambda config: trained.append(config.loop.output))
+    monkeypatch.setattr(nano, "run", lambda *_: trained.append("part"))
+    assert nano.main(["all", str(DEBUG)]) == 0
+    assert trained == []
+    assert (parts / "export/model_index.json").exists()
+
+
+@pytest.mark.parametrize(("name", "processes"), [("1gpu", 1), ("4gpu", 4), ("cpu2", 2)])
+def test_accelerate_reads_our_launch_files(name: str, processes: int) -> None:
+    config = load_config_from_file(str(ROOT / "configs/accelerate" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.num_processes == processes
+    kind = DistributedType.NO if processes == 1 else DistributedType.MULTI_GPU
+    assert config.distributed_type == kind
+    assert config.mixed_precision == "no"  # the recipe says it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "text", "teacher_spatial", "teacher_motion"])
+def test_two_processes_train_one_network(name: str, parts: Path, tmp_path: Path) -> None:
+    if name in ("vae", "text"):
+        words = ["train/nano.py", name, str(DEBUG / f"nano_{name}.yaml"), "--loop.output", str(tmp_path)]
+    else:
+        words = ["train/teacher.py", str(DEBUG / f"nano_{name}.yaml"), "--loop.output", str(tmp_path)]
+        words += ["--vae", str(parts / "vae/model"), "--text", str(parts / "text/model")]
+        words += ["--latents", str(parts / "latents.safetensors")]
+        if name == "teacher_motion":
+            words += ["--loop.init-from", str(parts / "teacher_spatial/model")]
+    words += ["--loop.max-steps", "2", "--loop.checkpoint-every", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"), "--main_process_port", "0"]
+    done = subprocess.run(
+        [*launch, *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "model").is_dir()
+    checkpoint = tmp_path / "checkpoints/step-2"
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= {p.name for p in checkpoint.iterdir()}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert all(bool(torch.isfinite(t).all()) for t in load_file(checkpoint / "model.safetensors").values())

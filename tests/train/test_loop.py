@@ -1,0 +1,263 @@
+"""The loop's promises, with a network small enough that every step takes a millisecond."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from hummingbird.config import load_config
+from train import loop
+from train.loop import LoopConfig, checkpoints, is_finished, learning_rate_factor, run
+
+
+class ToyTask:
+    """Fits noise through dropout, so that every kind of random state matters."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.network: Any = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+        self.sampled: list[str] = []
+        self.poison_at: int | None = None
+
+    def losses(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        noise = torch.randn(batch["x"].shape, generator=generator)
+        loss = (self.network(batch["x"] + noise) - batch["x"]).square().mean()
+        if self.poison_at == batch["index"]:
+            loss = loss * float("nan")
+        return {"loss": loss, "twice": 2 * loss}
+
+    def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+        torch.rand(3)  # draws that must not change the training
+        self.sampled.append(folder.name.removesuffix(".part"))
+        (folder / "figure.txt").write_text("x")
+        return {"figure": float(next(network.parameters()).detach().sum())}
+
+    def save_model(self, network: nn.Module, folder: Path) -> None:
+        torch.save(network.state_dict(), folder / "weights.pt")
+
+
+class ToyData:
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+
+    def batch(self, index: int) -> dict[str, Any]:
+        if index == self.stop_at:
+            raise KeyboardInterrupt
+        return {"x": torch.randn(3, 4, generator=torch.Generator().manual_seed(index)), "index": index}
+
+
+def settings(output: Path, **changes: Any) -> LoopConfig:
+    values = {"max_steps": 6, "batch_size": 3, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 2}
+    return LoopConfig(output=str(output), **{**values, **changes})
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    loaded: dict[str, Tensor] = torch.load(folder / "model" / "weights.pt", weights_only=True)
+    return loaded
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("stop_at", [3, 5])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    tmp_path: Path, stop_at: int, accumulation: int
+) -> None:
+    changes = {"gradient_accumulation_steps": accumulation, "sample_every": 2, "decay_steps": 3}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(ToyTask(), ToyData(), settings(whole, **changes))
+    with pytest.raises(KeyboardInterrupt):
+        run(ToyTask(), ToyData(stop_at * accumulation + accumulation - 1), settings(broken, **changes))
+    assert not (broken / "model").exists()
+    assert checkpoints(broken)[-1].name == f"step-{stop_at - 1}"
+    run(ToyTask(), ToyData(), settings(broken, **changes))
+    assert same_weights(whole, broken)
+    assert not list(broken.rglob("*.part"))
+    timeless = [
+        [{k: v for k, v in line.items() if k != "examples_per_second"} for line in records(folder)]
+        for folder in (whole, broken)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_the_averaged_weights_are_saved_not_the_last_ones(tmp_path: Path) -> None:
+    task = ToyTask()
+    run(task, ToyData(), settings(tmp_path, ema_decay=0.9))
+    last = task.network.state_dict()
+    assert not any(torch.equal(last[name], value) for name, value in weights(tmp_path).items())
+
+
+def test_accumulated_steps_are_one_step_on_the_larger_batch(tmp_path: Path) -> None:
+    class Plain(ToyTask):
+        def losses(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+            return {"loss": (self.network(batch["x"]) - batch["x"]).square().mean()}
+
+    class Doubled:
+        def batch(self, index: int) -> dict[str, Any]:
+            parts = [ToyData().batch(2 * index + i)["x"] for i in (0, 1)]
+            return {"x": torch.cat(parts)}
+
+    for name, data, accumulation in (("large", Doubled(), 1), ("small", ToyData(), 2)):
+        task = Plain()
+        task.network[1].p = 0.0
+        changes = settings(tmp_path / name, gradient_accumulation_steps=accumulation)
+        run(task, data, changes)
+    a, b = weights(tmp_path / "large"), weights(tmp_path / "small")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-5)
+    losses = [[line["loss"] for line in records(tmp_path / n) if "loss" in line] for n in ("large", "small")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_run_folder_and_what_is_kept(tmp_path: Path) -> None:
+    config = settings(tmp_path, max_steps=7, keep_checkpoints=2, sample_every=3, save_model_every=3)
+    task = ToyTask()
+    assert run(task, ToyData(), config) == tmp_path / "model"
+    assert load_config(LoopConfig, tmp_path / "config.yaml") == config
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert {"date", "python", "versions", "devices", "git_commit"} <= environment.keys()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-6", "step-7"]
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step-3", "step-6", "step-7"]
+    assert task.sampled == ["step-3", "step-6", "step-7"]
+    assert not list(tmp_path.rglob("*.part"))
+    lines = records(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 8))
+    assert [line["step"] for line in lines if "figure" in line] == [3, 6, 7]
+    for line in lines:
+        if "loss" in line:
+            assert line["twice"] == pytest.approx(2 * line["loss"])
+            assert line["grad_norm"] > 0
+            assert line["examples_per_second"] > 0
+
+
+def test_a_line_holds_the_mean_of_its_steps(tmp_path: Path) -> None:
+    run(ToyTask(), ToyData(), settings(tmp_path / "each"))
+    run(ToyTask(), ToyData(), settings(tmp_path / "three", log_every=3, checkpoint_every=2))
+    each = [line["loss"] for line in records(tmp_path / "each") if "loss" in line]
+    three = [line["loss"] for line in records(tmp_path / "three") if "loss" in line]
+    assert three == pytest.approx([sum(each[:3]) / 3, sum(each[3:]) / 3])
+
+
+def test_a_finished_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    assert not is_finished(config)
+    run(ToyTask(), ToyData(), config)
+    assert is_finished(config)
+    before = (tmp_path / "model" / "weights.pt").stat().st_mtime_ns
+    task = ToyTask()
+    run(task, ToyData(stop_at=0), config)  # would be interrupted if it trained or sampled
+    assert task.sampled == []
+    assert (tmp_path / "model" / "weights.pt").stat().st_mtime_ns == before
+    longer = dataclasses.replace(config, max_steps=8)
+    assert not is_finished(longer)
+    run(ToyTask(), ToyData(), longer)
+    run(ToyTask(), ToyData(), settings(tmp_path / "at_once", max_steps=8))
+    assert same_weights(tmp_path, tmp_path / "at_once")
+
+
+def test_a_run_killed_after_its_last_step_still_gets_model_and_samples(tmp_path: Path) -> None:
+    class Killed(ToyTask):
+        def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+            (folder / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Killed(), ToyData(), settings(tmp_path))
+    assert not list((tmp_path / "samples").iterdir())
+    run(ToyTask(), ToyData(stop_at=0), settings(tmp_path))
+    assert (tmp_path / "samples" / "step-6" / "figure.txt").exists()
+    run(ToyTask(), ToyData(), settings(tmp_path / "whole"))
+    assert same_weights(tmp_path, tmp_path / "whole")
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_taken_for_one(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(ToyTask(), ToyData(stop_at=3), settings(tmp_path))
+    part = tmp_path / "checkpoints" / "step-4.part"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"half")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    run(ToyTask(), ToyData(), settings(tmp_path))
+    assert not part.exists()
+    assert [line["step"] for line in records(tmp_path) if "loss" in line] == list(range(1, 7))
+    run(ToyTask(), ToyData(), settings(tmp_path / "whole"))
+    assert same_weights(tmp_path, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("log_every", "poison_at"), [(1, 4), (5, 3)])
+def test_a_loss_that_is_no_number_stops_before_a_checkpoint(
+    tmp_path: Path, log_every: int, poison_at: int
+) -> None:
+    """Also where it falls between two log lines, right before a checkpoint is due."""
+    task = ToyTask()
+    task.poison_at = poison_at
+    with pytest.raises(
+        FloatingPointError, match=r"(loss|grad_norm) at step \d: got nan, expected a fin"
+    ) as e:
+        run(task, ToyData(), settings(tmp_path, log_every=log_every))
+    assert "\n" not in str(e.value)
+    assert checkpoints(tmp_path)
+    for folder in checkpoints(tmp_path):
+        assert int(folder.name[5:]) <= poison_at
+    assert not (tmp_path / "model").exists()
+    run(ToyTask(), ToyData(), settings(tmp_path))
+    assert all(bool(value.isfinite().all()) for value in weights(tmp_path).values())
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
+    run(ToyTask(), ToyData(), settings(tmp_path))
+    task = ToyTask()
+    task.network = nn.Linear(4, 4)
+    with pytest.raises(RuntimeError, match="step-6: does not fit this network") as error:
+        run(task, ToyData(), settings(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path) -> None:
+    run(ToyTask(), ToyData(), settings(tmp_path / "bf16", mixed_precision="bf16"))
+    run(ToyTask(), ToyData(), settings(tmp_path / "no", gradient_accumulation_steps=2))
+    run(ToyTask(), ToyData(), settings(tmp_path / "again", gradient_accumulation_steps=2))
+    assert same_weights(tmp_path / "no", tmp_path / "again")
+
+
+def test_learning_rate() -> None:
+    config = LoopConfig(output="x", max_steps=100, warmup_steps=10, decay_steps=20)
+    factors = [learning_rate_factor(step, config) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert factors[9:81] == [1.0] * 72
+    assert factors[80:101] == pytest.approx([1.0 - i / 20 for i in range(21)])
+    assert factors[99] > 0.0  # the last step still learns
+    constant = LoopConfig(output="x", max_steps=3, warmup_steps=0)
+    assert [learning_rate_factor(step, constant) for step in range(3)] == [1.0] * 3
+    assert min(learning_rate_factor(step, config) for step in range(100, 200)) == 0.0
+
+
+def test_weight_decay_is_on_matrices_alone() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Conv2d(1, 1, 1))
+    network[0].bias.requires_grad_(False)
+    groups = loop._parameter_groups(network, 0.1)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert [len(group["params"]) for group in groups] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "change", [{"log_every": 0}, {"max_steps": 0}, {"keep_checkpoints": 0}, {"ema_decay": 1.5}, {"seeds": 1}]
+)
+def test_settings_that_cannot_work_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        LoopConfig(output="x", **change)
