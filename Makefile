@@ -29,7 +29,7 @@ lint: install-dev
 
 # Trains the embedded model again from nothing, offline (hours on two cores; uses a GPU where there is one).
 nano: install
-	$(RUN) train/nano.py configs/train
+	$(RUN) train/nano.py all configs/train
 
 clean:
 	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
