@@ -63,7 +63,7 @@ class CallConfig:
     width: int = 64
     fps: int = 8
     num_inference_steps: int = 50
-    guidance_scale: float = 4.0
+    guidance_scale: float = 2.5
     eta: float = 0.0
 
 
