@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -187,6 +188,10 @@ def export(config: ExportConfig) -> None:
     for name in ("vae", "text_encoder", "unet"):
         getattr(pipe, name).half()
     pipe.save_pretrained(config.output)
+    for path in Path(config.output).rglob("*config.json"):  # where a part was loaded from is nobody's business
+        values = json.loads(path.read_text())
+        values.pop("_name_or_path", None)
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 PARTS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
