@@ -188,7 +188,7 @@ def export(config: ExportConfig) -> None:
     for name in ("vae", "text_encoder", "unet"):
         getattr(pipe, name).half()
     pipe.save_pretrained(config.output)
-    for path in Path(config.output).rglob("*config.json"):  # where a part was loaded from is nobody's business
+    for path in Path(config.output).rglob("*config.json"):  # drop where a part was loaded from
         values = json.loads(path.read_text())
         values.pop("_name_or_path", None)
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
