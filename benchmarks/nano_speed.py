@@ -14,7 +14,7 @@ import time
 import torch
 
 from hummingbird import HummingbirdPipeline
-from train.loop import environment
+from hummingbird.evaluation.report import environment
 
 PROMPT = "a red circle moving right on a black background"
 
@@ -49,7 +49,7 @@ def main() -> None:
         "min_s": round(min(seconds[1:]), 2),
         "max_s": round(max(seconds[1:]), 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "environment": environment(),
+        "environment": environment(torch.device("cpu"), "float32"),
     }
     print(json.dumps(result))  # noqa: T201
 

@@ -11,9 +11,9 @@ import time
 import numpy as np
 import torch
 
+from hummingbird.evaluation.report import environment
 from hummingbird.nano import world
 from hummingbird.nano.oracle import judge_batch
-from train.loop import environment
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     judged = 512 / (time.perf_counter() - began)
     print(f"rendered {rendered:.0f} clips/s, judged {judged:.0f} clips/s on one core")  # noqa: T201
     figures = {"rendered_clips_per_second": round(rendered), "judged_clips_per_second": round(judged)}
-    print(json.dumps({**figures, "environment": environment()}))  # noqa: T201
+    print(json.dumps({**figures, "environment": environment(torch.device("cpu"), "float32")}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TextIO, TypeVar
 
@@ -34,6 +29,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hummingbird.config import config_dataclass, save_config
+from hummingbird.evaluation.report import environment
 
 Batch = dict[str, Any]
 Count = Annotated[int, Field(ge=1)]
@@ -129,7 +125,7 @@ def run(task: Task, data: Data, config: LoopConfig, full_config: Any = None) -> 
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         save_config(full_config if full_config is not None else config, output / "config.yaml")
-        _write_json(output / "environment.json", environment())
+        _write_json(output / "environment.json", environment(accelerator.device, config.mixed_precision))
 
     optimizer = torch.optim.AdamW(
         _parameter_groups(task.network, config.weight_decay),
@@ -366,28 +362,6 @@ def _resume(accelerator: Accelerator, output: Path) -> int:
             "another --loop.output, or delete the folder to start again"
         ) from error
     return int(json.loads((found[-1] / "step.json").read_text())["step"])
-
-
-def environment() -> dict[str, Any]:
-    """What a number needs beside it: versions, hardware, commit, date."""
-    versions = {}
-    for package in ("torch", "diffusers", "transformers", "accelerate", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "missing"
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": versions,
-        "git_commit": git.stdout.strip() or None,
-    }
 
 
 def _write_json(path: Path, value: Any) -> None:

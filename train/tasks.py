@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from hummingbird.evaluation.moving_shapes import judge_videos, summarize
 from hummingbird.models import UNetSpatioTemporalModel
 from hummingbird.nano import world
-from hummingbird.nano.oracle import judge_batch
 from hummingbird.pipelines import HummingbirdPipeline
-from hummingbird.video_io import contact_sheet, write_video
+from hummingbird.video_io import contact_sheet, to_uint8, write_video
 from train.dataset import MovingShapesFrames
 from train.loop import Batch
 from train.losses import LossWeighting, alpha_sigma, diffusion_target, kl_divergence, loss_weight
@@ -323,20 +323,10 @@ class DenoisingTask:
             frames = pipe(
                 [i.prompt for i in items], generator=generators, output_type="np", **settings
             ).frames
-        videos = (np.asarray(frames) * 255.0).round().astype(np.uint8)
-        verdicts = judge_batch(videos)
-        right = np.array(
-            [
-                [getattr(v, n) == getattr(i, n) for n in world.ATTRIBUTES]
-                for v, i in zip(verdicts, items, strict=True)
-            ]
-        )
-        figures.update({f"sample_{n}": float(right[:, k].mean()) for k, n in enumerate(world.ATTRIBUTES)})
-        figures["sample_all"] = float(right.all(axis=1).mean())
-        titles = [
-            f"{i.prompt} | {v.shape} {v.color} {v.motion} {v.background}"
-            for i, v in zip(items, verdicts, strict=True)
-        ]
+        videos = to_uint8(np.asarray(frames))
+        records = judge_videos(videos, items)
+        figures.update({f"sample_{name}": share for name, share in summarize(records)["accuracy"].items()})
+        titles = [f"{record['prompt']} | {' '.join(record['seen'].values())}" for record in records]
         contact_sheet(list(videos), titles).save(folder / "samples.png")
         write_video(videos[0], folder / "sample-0.mp4", fps=float(pipe.default_call["fps"]))
         return figures

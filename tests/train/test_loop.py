@@ -129,7 +129,7 @@ def test_run_folder_and_what_is_kept(tmp_path: Path) -> None:
     assert run(task, ToyData(), config) == tmp_path / "model"
     assert load_config(LoopConfig, tmp_path / "config.yaml") == config
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert {"date", "python", "versions", "devices", "git_commit"} <= environment.keys()
+    assert {"date", "python", "packages", "device", "hardware", "git_commit"} <= environment.keys()
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-6", "step-7"]
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step-3", "step-6", "step-7"]
     assert task.sampled == ["step-3", "step-6", "step-7"]

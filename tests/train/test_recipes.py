@@ -119,7 +119,7 @@ def test_run_folder(name: str, parts: Path) -> None:
     config = load_config(RECIPES[name][0], folder / "config.yaml")
     assert config.loop.max_steps == 4
     assert Path(config.loop.output) == folder
-    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"]
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
     assert [path.name for path in checkpoints(folder)] == ["step-2", "step-4"]
     assert [path.name for path in (folder / "samples").iterdir()] == ["step-4"]
     assert any((folder / "samples/step-4").iterdir())
