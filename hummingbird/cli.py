@@ -10,7 +10,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +123,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="JSON file, or model folder, of options that the tensors' shapes do not tell",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; nothing heavy is imported."""
     parser = argparse.ArgumentParser(
@@ -174,6 +185,79 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", type=Path, required=True, help="folder for report.json, report.html and videos"
     )
     _add_common(judge)
+
+    show = verbs.add_parser(
+        "inspect", help="say what a checkpoint file or model folder holds", allow_abbrev=False
+    )
+    show.set_defaults(run=inspect)
+    show.add_argument("path", type=Path, metavar="FILE_OR_FOLDER", help="nothing in it is run")
+    _add_config(show)
+    _add_common(show)
+
+    turn = verbs.add_parser(
+        "convert", help="turn a checkpoint file into a diffusers folder, or back", allow_abbrev=False
+    )
+    turn.set_defaults(run=convert)
+    turn.add_argument("path", type=Path, metavar="FILE_OR_FOLDER", help="what to read; nothing in it is run")
+    turn.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        help="new FILE.ckpt, .pt, .pth or .safetensors in the original's layout; any other name is a folder",
+    )
+    turn.add_argument(
+        "--base", type=Path, help="file or folder that has what the file lacks: needed under a LoRA"
+    )
+    turn.add_argument(
+        "--dtype",
+        default="keep",
+        choices=["keep", *runtime.DTYPES[1:]],
+        help="precision of the result (default: keep, that of the file)",
+    )
+    turn.add_argument(
+        "--time-cond-proj",
+        default="random",
+        choices=["random", "zeros"],
+        help="what stands in for the guidance projection under unet_lora.pt, which does not hold it "
+        "(default: random, as in the original's application)",
+    )
+    turn.add_argument("--seed", type=_seed, default=0, help="of that random draw (default: 0)")
+    _add_config(turn)
+    _add_common(turn)
+
+    cut = verbs.add_parser(
+        "prune", help="make a smaller model of a model, by a plan or a search", allow_abbrev=False
+    )
+    cut.set_defaults(run=prune, usage_error=cut.error)
+    _add_model(cut)
+    how = cut.add_mutually_exclusive_group(required=True)
+    how.add_argument("--plan", help="0.9b, 0.7b, or a YAML file that names the blocks that stay")
+    how.add_argument(
+        "--search", action="store_true", help="find the plan under a budget that raises the loss least"
+    )
+    budget = cut.add_mutually_exclusive_group()
+    budget.add_argument("--budget-parameters", help="of the U-Net: a share (0.55) or a number")
+    budget.add_argument("--budget-flops", help="of one forward pass: a share or a number")
+    budget.add_argument("--budget-latency", help="of one forward pass here: a share, or 120ms or 1.5s")
+    cut.add_argument(
+        "--granularity",
+        default="layers",
+        choices=["layers", "blocks"],
+        help="what a search may drop: whole blocks as the published students did, or single layers too "
+        "(default: layers)",
+    )
+    cut.add_argument(
+        "--data",
+        help="what a search measures the loss on: moving-shapes (default for embedded models), a folder of "
+        "videos with captions in .txt files, or a .safetensors file of latents",
+    )
+    cut.add_argument("--num-clips", type=_count, default=16, help="clips of it (default: 16)")
+    cut.add_argument("--seed", type=_seed, default=0, help="of clips and noise (default: 0)")
+    cut.add_argument(
+        "--no-timing", action="store_true", help="count parameters and FLOPs, but do not measure time"
+    )
+    cut.add_argument("--to", type=Path, required=True, help="new folder for the model, its plan and reports")
+    _add_common(cut)
 
     look = verbs.add_parser("doctor", help="say what this machine can run", allow_abbrev=False)
     look.set_defaults(run=doctor)
@@ -295,6 +379,119 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         _answer(f"{name:<11}{share:.1%}")
     _answer(str(args.to / "report.json"))
     return report
+
+
+def inspect(args: argparse.Namespace) -> dict[str, Any]:
+    """Say what a file or folder holds, without running or loading it."""
+    from hummingbird.checkpoints import inspect_checkpoint, read_config
+
+    report = inspect_checkpoint(args.path, config=args.config and read_config(args.config))
+    if not args.json:
+        _answer(report.to_text())
+    return {**asdict(report), "num_parameters": report.num_parameters, "problems": report.problems}
+
+
+def convert(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the folder or file; it is whole or absent."""
+    import torch
+
+    from hummingbird.checkpoints import convert_checkpoint, read_config
+
+    with _written_bytes(f"write {args.to.name}") as progress:
+        report = convert_checkpoint(
+            args.path,
+            args.to,
+            base=args.base,
+            config=args.config and read_config(args.config),
+            dtype=None if args.dtype == "keep" else getattr(torch, args.dtype),
+            time_cond_proj=args.time_cond_proj,
+            seed=args.seed,
+            progress=progress,
+        )
+    for note in report.notes:
+        _say(f"note: {note}")
+    _say(f"{report.family}, {report.dtype}: {report.size_bytes / 1e9:.2f} GB in {report.seconds:.1f} s")
+    _answer(report.to)
+    return asdict(report)
+
+
+@contextmanager
+def _written_bytes(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; otherwise a line at every tenth."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        with tqdm(desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+
+            def move(written: int, total: int) -> None:
+                bar.total = total
+                bar.update(written - bar.n)
+
+            yield move
+        return
+    tenths = 0
+
+    def line(written: int, total: int) -> None:
+        nonlocal tenths
+        if written * 10 // max(total, 1) > tenths:
+            tenths = written * 10 // max(total, 1)
+            _say(f"{label}: {written / 1e6:.0f} of {total / 1e6:.0f} MB")
+
+    yield line
+
+
+def prune(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the smaller model, its plan and what it saves; the folder is whole or absent."""
+    budgets: dict[Any, str] = {
+        name: value
+        for name in ("parameters", "flops", "latency")
+        if (value := getattr(args, f"budget_{name}")) is not None
+    }
+    if args.search and not budgets:
+        args.usage_error("--search needs one of --budget-parameters, --budget-flops and --budget-latency")
+    if args.plan and budgets:
+        args.usage_error("a budget is for --search; a plan says what stays by itself")
+    if args.no_timing and "latency" in budgets:
+        args.usage_error("--budget-latency cannot go with --no-timing")
+    data = args.data or ("moving-shapes" if nano.resolve(args.model) else "")
+    if args.search and not data:
+        args.usage_error("--search needs --data for a model that is not embedded")
+    from hummingbird.evaluation.report import environment
+    from hummingbird.pruning import Probe, load_plan, prune_pipeline, search_pipeline
+    from hummingbird.pruning.surgery import new_folder, save_pruned
+
+    with new_folder(args.to) as folder:
+        pipe = runtime.load_pipeline(args.model, args.device, args.dtype)
+        probe = Probe.of(pipe, repeats=0 if args.no_timing else 5)
+        found = None
+        if args.search:
+            ((resource, amount),) = budgets.items()
+            found = search_pipeline(
+                pipe,
+                resource,
+                amount,
+                data,
+                probe,
+                num_clips=args.num_clips,
+                seed=args.seed,
+                granularity=args.granularity,
+                progress=_say,
+            )
+            _say(found.to_text())
+        plan = found.best.plan if found else load_plan(args.plan, pipe.unet.config)
+        small, report = prune_pipeline(pipe, plan, probe)
+        answer = {
+            "model": args.model,
+            "plan_name": args.plan,
+            **report.to_dict(),
+            "search": found and found.to_dict(),
+            "environment": environment(pipe.device, report.dtype),
+        }
+        save_pruned(small, plan, answer, folder)
+    if not args.json:
+        _answer(report.to_text())
+    _answer(str(args.to))
+    return {"to": str(args.to), **answer}
 
 
 def doctor(args: argparse.Namespace) -> dict[str, Any]:

@@ -72,28 +72,29 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
     """Load a pipeline onto its device.
 
     Args:
-        model: an embedded name (``nano``), a diffusers folder, or a hub id (``owner/name``).
+        model: an embedded name (``nano``), a diffusers folder, a checkpoint of the family, or a hub id
+            (``owner/name``).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: one of ``DTYPES``.
 
     Raises:
         ValueError: a device or dtype that cannot be used, or a name that is no model.
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder or file.
     """
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     embedded = nano.resolve(model) is not None
     path = Path(model)
-    if not embedded and path.is_file():
-        raise ValueError(
-            f"model: got the file {model}, expected an embedded name, a diffusers folder or a hub id"
-        )
-    if not embedded and not path.is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+    if not embedded and not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         known = ", ".join(nano.EMBEDDED_MODELS)
         raise FileNotFoundError(
-            f"model: got {model!r}, expected {known}, an existing folder or a hub id owner/name"
+            f"model: got {model!r}, expected {known}, an existing folder or file, or a hub id owner/name"
         )
     from hummingbird.pipelines import HummingbirdPipeline
 
-    pipe: HummingbirdPipeline = HummingbirdPipeline.from_pretrained(model, dtype=precision)
+    pipe: HummingbirdPipeline
+    if not embedded and path.is_file():
+        pipe = HummingbirdPipeline.from_single_file(path, dtype=precision)
+    else:
+        pipe = HummingbirdPipeline.from_pretrained(model, dtype=precision)
     return pipe.to(where)

@@ -119,8 +119,8 @@ def test_flags_reach_the_pipeline(tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "no/such/folder"], "expected nano, nano-teacher, an existing folder or a hub id"),
-        (["--model", __file__], "got the file"),
+        (["--model", "no/such/folder"], "expected nano, nano-teacher, an existing folder or file"),
+        (["--model", __file__], "neither safetensors nor a file of torch.save"),
         (["--device", "cuda:99"], "device: got 'cuda:99'"),
         (["--device", "toaster"], "device: got 'toaster'"),
         (["--height", "15"], "expected multiples of"),

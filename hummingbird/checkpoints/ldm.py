@@ -1,21 +1,25 @@
 """The parts of a VideoCrafter2 / T2V-Turbo / Hummingbird checkpoint, as the classes that we run.
 
 The original calls them ``model.diffusion_model``, ``first_stage_model`` and ``cond_stage_model``; the
-functions here take a part's own configuration and its state dict with that prefix taken off.
+functions here take a part's own configuration and its state dict with that prefix taken off. Each
+``*_layout`` says, without a weight in memory, which network it is and where in the original each of its
+tensors lies; ``to_ldm`` is the way back.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hummingbird.checkpoints.key_map import Source, load_mapped
+from hummingbird.checkpoints.key_map import Recipe, Source, load_mapped
 from hummingbird.models import UNetSpatioTemporalModel, config_from_ldm
 
 SCALING_FACTOR = 0.18215
@@ -46,10 +50,9 @@ def unet_from_ldm(
     projection = state_dict.get("time_cond_proj.weight")
     if projection is not None and options.get("time_cond_proj_dim") is None:
         options["time_cond_proj_dim"] = projection.shape[-1]
-    with init_empty_weights():
-        unet = UNetSpatioTemporalModel.from_config(options)
-    load_mapped(unet, {key: Source(key) for key in unet.state_dict()}, state_dict, name="U-Net", dtype=dtype)
-    return unet.eval()
+    layout = unet_layout(options, state_dict)
+    load_mapped(layout.model, layout.sources, state_dict, name=layout.name, dtype=dtype)
+    return layout.model.eval()
 
 
 def vae_from_ldm(
@@ -68,13 +71,9 @@ def vae_from_ldm(
     Raises:
         ValueError: Where the configuration is not supported, or a key is missing, over or of another shape.
     """
-    options = _vae_options(config)
-    with init_empty_weights():
-        vae = AutoencoderKL(**options)
-    num_levels = len(options["block_out_channels"])
-    sources = {key: Source(_ldm_vae_key(key, num_levels)) for key in vae.state_dict()}
-    load_mapped(vae, sources, state_dict, name="VAE", dtype=dtype)
-    return vae.eval()
+    layout = vae_layout(_vae_options(config))
+    load_mapped(layout.model, layout.sources, state_dict, name=layout.name, dtype=dtype)
+    return layout.model.eval()
 
 
 def text_encoder_from_open_clip(
@@ -96,21 +95,118 @@ def text_encoder_from_open_clip(
     Raises:
         ValueError: Where the configuration is not supported, or a key is missing, over or of another shape.
     """
-    text = config["text_cfg"]
-    num_layers = text["layers"]
+    num_layers = config["text_cfg"]["layers"]
     if num_layers < 2:
         raise ValueError(
             f"text encoder: text_cfg.layers={num_layers}, expected at least 2 for a penultimate block"
         )
+    layout = text_encoder_layout(_text_config(config), state_dict)
+    load_mapped(
+        layout.model, layout.sources, state_dict, name=layout.name, ignored=layout.unused, dtype=dtype
+    )
+    return layout.model.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One of our networks, on the meta device, and where its tensors lie in the original's state dict.
+
+    Args:
+        name: What it is, for messages.
+        model: The network (U-Net, autoencoder or text encoder); shapes and configuration only.
+        sources: For every key of its state dict, where it comes from.
+        unused: Keys of the original that are known to have no effect.
+        untold: An option that must be given, because neither shapes nor the file tell it; usually empty.
+    """
+
+    name: str
+    model: Any
+    sources: dict[str, Source]
+    unused: frozenset[str] = frozenset()
+    untold: str = ""
+
+
+def unet_layout(options: Mapping[str, Any], keys: Collection[str] = ()) -> Layout:
+    """Lay out a U-Net.
+
+    Args:
+        options: For ``UNetSpatioTemporalModel.from_config``.
+        keys: The file's keys. Files whose convolutions over frames were rewritten as two-dimensional ones say
+            ``.conv2d.`` in their names and have one axis less.
+    """
     with init_empty_weights():
-        encoder = CLIPTextModel(_text_config(config))
-    prefix = "model." if any(key.startswith("model.") for key in state_dict) else ""
-    last_block = f"{prefix}transformer.resblocks.{num_layers - 1}."
-    unused = {key for key in state_dict if key.startswith(last_block)}
+        unet = UNetSpatioTemporalModel.from_config(dict(options))
+    sources = original_sources(unet)
+    for key in sources:
+        rewritten = ".conv2d.".join(key.rsplit(".", 1))
+        if rewritten in keys:
+            sources[key] = Source(rewritten)
+    return Layout(name="U-Net", model=unet, sources=sources)
+
+
+def vae_layout(options: Mapping[str, Any]) -> Layout:
+    """Lay out an autoencoder; ``options`` are those of ``AutoencoderKL``."""
+    with init_empty_weights():
+        vae = AutoencoderKL.from_config(dict(options))
+    return Layout(name="VAE", model=vae, sources=original_sources(vae))
+
+
+def text_encoder_layout(config: CLIPTextConfig, keys: Collection[str] = ()) -> Layout:
+    """Lay out a text tower.
+
+    Args:
+        config: Of our encoder, which has one block less than the original's tower.
+        keys: The file's keys, with or without the prefix ``model.``.
+    """
+    with init_empty_weights():
+        encoder = CLIPTextModel(config)
+    prefix = "model." if any(key.startswith("model.") for key in keys) else ""
+    last_block = f"{prefix}transformer.resblocks.{config.num_hidden_layers}."
+    unused = {key for key in keys if key.startswith(last_block)}
     unused |= {prefix + key for key in ("text_projection", "logit_scale", "attn_mask")}
-    sources = {key: _open_clip_source(key, prefix) for key in encoder.state_dict()}
-    load_mapped(encoder, sources, state_dict, name="text encoder", ignored=unused, dtype=dtype)
-    return encoder.eval()
+    sources = original_sources(encoder, text_prefix=prefix)
+    return Layout(name="text encoder", model=encoder, sources=sources, unused=frozenset(unused))
+
+
+def original_sources(model: nn.Module, text_prefix: str = "model.") -> dict[str, Source]:
+    """Return where each tensor of one of our networks lies in the original's state dict."""
+    keys = list(model.state_dict())
+    if isinstance(model, AutoencoderKL):
+        num_levels = len(model.config.block_out_channels)
+        return {key: Source(_ldm_vae_key(key, num_levels)) for key in keys}
+    if isinstance(model, CLIPTextModel):
+        return {key: _open_clip_source(key, text_prefix) for key in keys}
+    return {key: Source(key) for key in keys}
+
+
+def to_ldm(model: nn.Module, recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """Rename, stack and reshape a network's tensors as the original stores them.
+
+    Args:
+        model: One of our networks.
+        recipes: Its tensors by our keys, all of them.
+    """
+    sources = original_sources(model)
+    slices: dict[str, list[Recipe]] = {source.key: [] for source in sources.values()}
+    for key, source in sorted(sources.items(), key=lambda entry: entry[1].part):
+        slices[source.key].append(recipes[key])
+    stored = {key: _stack(parts) for key, parts in slices.items()}
+    return {
+        key: recipe.reshape((*recipe.shape, 1, 1)) if _is_vae_attention_weight(key, recipe) else recipe
+        for key, recipe in stored.items()
+    }
+
+
+def _stack(recipes: list[Recipe]) -> Recipe:
+    if len(recipes) == 1:
+        return recipes[0]
+    shape = (sum(recipe.shape[0] for recipe in recipes), *recipes[0].shape[1:])
+    return replace(recipes[0], shape=shape, load=lambda: torch.cat([recipe.load() for recipe in recipes]))
+
+
+def _is_vae_attention_weight(key: str, recipe: Recipe) -> bool:
+    """The original's autoencoder attends by 1x1 convolutions, diffusers' by linear layers."""
+    return ".mid.attn_1." in key and len(recipe.shape) == 2
 
 
 def _vae_options(config: Mapping[str, Any]) -> dict[str, Any]:

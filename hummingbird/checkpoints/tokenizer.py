@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
+OPEN_CLIP_VOCABULARY_SIZE = 49408
 _VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
-_VOCABULARY_SIZE = 49408
 _NUM_BYTES = 256
 
 
@@ -32,7 +32,7 @@ def open_clip_tokenizer(context_length: int = 77) -> CLIPTokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"{_VOCABULARY_FILE} of open_clip was not found: pip install open_clip_torch")
     letters = _byte_letters()
-    num_merges = _VOCABULARY_SIZE - 2 * _NUM_BYTES - 2
+    num_merges = OPEN_CLIP_VOCABULARY_SIZE - 2 * _NUM_BYTES - 2
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : num_merges + 1]
     merges = [(left, right) for left, right in (line.split() for line in lines)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges)]
