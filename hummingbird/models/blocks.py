@@ -15,7 +15,11 @@ from typing import ClassVar
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -208,9 +212,10 @@ def _prefers_plain_attention(key: torch.Tensor) -> bool:
 
 
 class AttnProcessor:
-    """Attention through diffusers' dispatcher, so that ``set_attention_backend`` chooses the kernel.
+    """Attention through diffusers' dispatcher.
 
-    Until a backend is chosen, short sequences on a CPU take the same formula by matrix products.
+    ``set_attention_backend``, or the ``attention_backend`` context manager, chooses the kernel. Under the
+    backend "native", the default, short sequences on a CPU take the same formula by matrix products.
     """
 
     _attention_backend = None
@@ -223,15 +228,15 @@ class AttnProcessor:
         encoder_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend from ``(N, Lq, C)`` to itself, or to ``(N, Lk, context_dim)``; no mask."""
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1))  # (N, Lq, heads, head_dim)
-        key = attn.to_k(context).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(context).unflatten(2, (attn.heads, -1))
-        if self._attention_backend is None and _prefers_plain_attention(key):
+        query, key, value = (  # (N, Lq or Lk, heads, head_dim)
+            x.unflatten(2, (attn.heads, -1)) for x in attn.project(hidden_states, encoder_hidden_states)
+        )
+        backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        if backend == AttentionBackendName.NATIVE and _prefers_plain_attention(key):
             output = plain_attention(query, key, value)
         else:
             output = dispatch_attention_fn(
-                query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+                query, key, value, backend=backend, parallel_config=self._parallel_config
             )
         return attn.to_out[1](attn.to_out[0](output.flatten(2, 3)))
 
@@ -248,8 +253,10 @@ class Attention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = AttnProcessor
     _available_processors: ClassVar[list[type]] = [AttnProcessor]
-    _supports_qkv_fusion = False
+    use_bias = False  # of the fused projections, which diffusers' mixin makes
     processor: AttnProcessor
+    to_qkv: nn.Linear
+    to_kv: nn.Linear
 
     def __init__(
         self, dim: int, heads: int, head_dim: int, context_dim: int | None = None, dropout: float = 0.0
@@ -257,6 +264,7 @@ class Attention(nn.Module, AttentionModuleMixin):
         super().__init__()
         inner_dim = heads * head_dim
         self.heads = heads
+        self.is_cross_attention = context_dim is not None
         self.to_q = nn.Linear(dim, inner_dim, bias=False)
         self.to_k = nn.Linear(dim if context_dim is None else context_dim, inner_dim, bias=False)
         self.to_v = nn.Linear(dim if context_dim is None else context_dim, inner_dim, bias=False)
@@ -268,6 +276,17 @@ class Attention(nn.Module, AttentionModuleMixin):
     ) -> torch.Tensor:
         """Map ``(N, L, dim)`` to the same shape."""
         return self.processor(self, hidden_states, encoder_hidden_states)
+
+    def project(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Return queries ``(N, Lq, heads * head_dim)``, keys and values, by fused layers if there are any."""
+        if self.fused_projections and not self.is_cross_attention:
+            return self.to_qkv(hidden_states).chunk(3, dim=2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if self.fused_projections:
+            return self.to_q(hidden_states), *self.to_kv(context).chunk(2, dim=2)
+        return self.to_q(hidden_states), self.to_k(context), self.to_v(context)
 
 
 class GEGLU(nn.Module):

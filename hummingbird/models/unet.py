@@ -15,7 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from hummingbird.models.blocks import (
@@ -304,6 +304,7 @@ class UNetSpatioTemporalModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Attenti
         if to_prune:
             raise ValueError(f"pruned_layers: no layer that can be left out is called {sorted(to_prune)}")
 
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self,
         sample: torch.Tensor,
@@ -312,6 +313,7 @@ class UNetSpatioTemporalModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Attenti
         fps: torch.Tensor | float = DEFAULT_FPS,
         timestep_cond: torch.Tensor | None = None,
         return_dict: bool = True,
+        attention_kwargs: dict[str, float] | None = None,
     ) -> UNetSpatioTemporalOutput | tuple[torch.Tensor]:
         """Predict the noise (or what the net was trained to predict) in a latent video.
 
@@ -324,6 +326,7 @@ class UNetSpatioTemporalModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Attenti
                 published code. Ignored by a net without ``fps_conditioning``.
             timestep_cond: guidance embedding ``(B, time_cond_proj_dim)``, or None for no guidance term.
             return_dict: return an output object instead of a tuple.
+            attention_kwargs: ``{"scale": s}`` weighs the LoRA layers by ``s`` in this call; by keyword only.
 
         Returns:
             The prediction ``(B, out_channels, F, h, w)`` as ``.sample``, or as a tuple of one.
@@ -331,6 +334,11 @@ class UNetSpatioTemporalModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Attenti
         Raises:
             ValueError: a shape cannot work; the message says which and why.
         """
+        if attention_kwargs:
+            raise ValueError(
+                f"attention_kwargs: got {', '.join(attention_kwargs)}, expected only 'scale', the weight of "
+                "LoRA layers"
+            )
         self._check_inputs(sample, encoder_hidden_states, timestep_cond)
         batch_size, _, num_frames, _, _ = sample.shape
         temporal = self.temporal_layers_enabled

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import logging
+from diffusers.utils import logging, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from einops import rearrange
@@ -23,6 +27,7 @@ from hummingbird.models import UNetSpatioTemporalModel
 from hummingbird.pipelines.decoding import FrameDecodeError, decode_in_chunks, default_chunk_size
 from hummingbird.pipelines.output import HummingbirdPipelineOutput
 from hummingbird.pipelines.prompts import clean_prompt
+from hummingbird.pipelines.sharing import SharablePipeline
 from hummingbird.schedulers import few_step_timesteps, guidance_scale_embedding
 
 logger = logging.get_logger(__name__)
@@ -45,8 +50,11 @@ Generators = torch.Generator | list[torch.Generator]
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, Any]], Mapping[str, Any]]
 
 
-class HummingbirdPipeline(DiffusionPipeline):
+class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
     """Makes videos from text.
+
+    LoRA adapters of the U-Net and the text encoder are loaded, mixed, fused, swapped and saved as in any
+    pipeline of diffusers: ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, ``save_lora_weights``, ...
 
     Args:
         vae: Image autoencoder; frames pass through it one by one.
@@ -101,18 +109,14 @@ class HummingbirdPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: An embedded name wins over a folder of the same name; write
                 ``./nano`` for the folder.
-            **kwargs: As in diffusers. ``dtype`` is float32 where it is
-                not given, whatever type the weights are stored in; ``use_safetensors`` is True.
+            **kwargs: As in diffusers. ``dtype`` is float32 where it is not given, whatever type the weights
+                are stored in; a dict gives each component its own: ``{"unet": ..., "default": ...}``. Where
+                there is no safetensors file, a ``.bin`` is read by torch's unpickler for tensors alone, which
+                runs no code; ``use_safetensors=True`` refuses it.
 
         Raises:
             FileNotFoundError: Where an embedded model is not part of this installation.
-            ValueError: On ``use_safetensors=False``: pickled weights can run code and are never loaded.
         """
-        if not kwargs.setdefault("use_safetensors", True):
-            raise ValueError(
-                "use_safetensors=False: pickled weights can run code and are never loaded; convert the "
-                "model with `hummingbird convert`"
-            )
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs.pop("torch_dtype", None)
             kwargs["dtype"] = torch.float32
@@ -125,9 +129,55 @@ class HummingbirdPipeline(DiffusionPipeline):
                     "reinstall hummingbird, or train it with `make nano`"
                 )
             source = str(folder)
+        for name in _left_out(Path(source)):
+            kwargs.setdefault(name, None)
         pipe = super().from_pretrained(source, **kwargs)
         _align_weights(pipe)
         return pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | os.PathLike,
+        base: str | os.PathLike | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
+        time_cond_proj: Literal["random", "zeros"] = "random",
+        seed: int = 0,
+    ) -> HummingbirdPipeline:
+        """Load a VideoCrafter2, T2V-Turbo or Hummingbird file; nothing in the file is ever run.
+
+        Args:
+            pretrained_model_link_or_path: A local ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors`` file.
+            base: File or folder that has what the file lacks: the network under T2V-Turbo's ``unet_lora.pt``,
+                VAE and text encoder beside a bare U-Net.
+            torch_dtype: As ``dtype``.
+            dtype: Type of the weights; float32 where it is not given, whatever the file stores.
+            config: Options that the tensors' shapes do not tell, by component, such as
+                ``{"text_encoder": {"num_attention_heads": 4}}``.
+            time_cond_proj: What stands in for the guidance projection under ``unet_lora.pt``, which does not
+                hold it.
+            seed: Of that stand-in, where it is random.
+
+        Raises:
+            FileNotFoundError: Where there is no such file.
+            ValueError: Where the file cannot be read safely, is of no known family, lacks keys or has other
+                ones, or needs a base.
+        """
+        from hummingbird.checkpoints import load_checkpoint
+
+        arguments, notes = load_checkpoint(
+            pretrained_model_link_or_path,
+            base=base,
+            config=config,
+            dtype=dtype or torch_dtype or torch.float32,
+            time_cond_proj=time_cond_proj,
+            seed=seed,
+        )
+        for note in notes:
+            logger.warning(f"{pretrained_model_link_or_path}: {note}")
+        return cls(**arguments)
 
     def register_modules(self, **kwargs: Any) -> None:
         """Register components; our own classes are saved under ``hummingbird``, wherever they live inside
@@ -255,7 +305,12 @@ class HummingbirdPipeline(DiffusionPipeline):
                 raise ValueError(
                     f"{name} is {type(text).__name__}: expected a string or a non-empty list of strings"
                 )
-        if self.has_guidance_embedding and not (negative_prompt is None and negative_prompt_embeds is None):
+        if self.has_guidance_embedding and negative_prompt_embeds is not None:
+            logger.warning(  # encode_prompt makes them without knowing the U-Net
+                "negative_prompt_embeds are not used: this few-step model has its guidance built in and "
+                "never runs without the prompt"
+            )
+        if self.has_guidance_embedding and negative_prompt is not None:
             raise ValueError(
                 "a negative prompt was given, but this few-step model has its guidance built in and never "
                 "runs without the prompt: leave the negative prompt out, or use a model without guidance "
@@ -297,6 +352,7 @@ class HummingbirdPipeline(DiffusionPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        lora_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Turn texts into what the U-Net attends to: every token counts, padding too.
 
@@ -309,6 +365,7 @@ class HummingbirdPipeline(DiffusionPipeline):
             negative_prompt_embeds: Embeddings instead of ``negative_prompt``.
             device: Where the result goes; the pipeline's device where left out.
             dtype: Type of the result; the text encoder's (or U-Net's) where left out.
+            lora_scale: Weight of the text encoder's LoRA layers in this call.
 
         Returns:
             Prompt embeddings and negative ones (None without guidance), each (prompts *
@@ -316,20 +373,22 @@ class HummingbirdPipeline(DiffusionPipeline):
         """
         device = device or self._execution_device
         dtype = dtype or (self.text_encoder if self.text_encoder is not None else self.unet).dtype
-        if prompt_embeds is None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-            prompt_embeds = self._encode_texts(prompts, device)
-        num_prompts = len(prompt_embeds)
+        num_prompts = _num_prompts(prompt, prompt_embeds)
+        with _lora_scale(self.text_encoder, lora_scale):
+            if prompt_embeds is None:
+                prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+                prompt_embeds = self._encode_texts(prompts, device)
+            if not do_classifier_free_guidance:
+                negative_prompt_embeds = None
+            elif negative_prompt_embeds is None:
+                texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+                negative_prompt_embeds = self._encode_texts(texts, device)
+                if len(texts) != num_prompts:
+                    negative_prompt_embeds = negative_prompt_embeds.expand(num_prompts, -1, -1)
         prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_videos_per_prompt, dim=0)
-        if not do_classifier_free_guidance:
-            return prompt_embeds, None
-        if negative_prompt_embeds is None:
-            texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-            negative_prompt_embeds = self._encode_texts(texts, device)
-            if len(texts) != num_prompts:
-                negative_prompt_embeds = negative_prompt_embeds.expand(num_prompts, -1, -1)
-        negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
-        negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_videos_per_prompt, dim=0)
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_videos_per_prompt, dim=0)
         return prompt_embeds, negative_prompt_embeds
 
     def _encode_texts(self, texts: list[str], device: torch.device) -> torch.Tensor:
@@ -449,6 +508,7 @@ class HummingbirdPipeline(DiffusionPipeline):
         prompt_embeds: torch.Tensor,
         negative_prompt_embeds: torch.Tensor | None,
         fps: float,
+        attention_kwargs: dict[str, float] | None = None,
     ) -> torch.Tensor:
         """Run the U-Net for one step, guided one way or the other; returns float32 (B, C, F, h, w)."""
         sample = self.scheduler.scale_model_input(latents, timestep)
@@ -470,6 +530,7 @@ class HummingbirdPipeline(DiffusionPipeline):
             fps=fps,
             timestep_cond=timestep_cond,
             return_dict=False,
+            attention_kwargs=attention_kwargs,
         )[0].float()
         if guided:
             unconditional, conditional = noise_pred.chunk(2)
@@ -504,6 +565,7 @@ class HummingbirdPipeline(DiffusionPipeline):
         decode_chunk_size: int | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        attention_kwargs: dict[str, float] | None = None,
     ) -> Any:
         """Make videos from text.
 
@@ -529,12 +591,13 @@ class HummingbirdPipeline(DiffusionPipeline):
             output_type: ``pil``, ``np``, ``pt`` or ``latent``; see ``HummingbirdPipelineOutput``.
             return_dict: Whether to return an output object rather than a tuple.
             negative_prompt: What to steer away from. Refused by few-step models, which have no place for it.
-            negative_prompt_embeds: Embeddings instead of ``negative_prompt``.
+            negative_prompt_embeds: Embeddings instead of ``negative_prompt``. Not used by few-step models.
             eta: Noise of DDIM samplers, 0 (none) to 1; ignored by the others.
             decode_chunk_size: Frames decoded at once; halves itself where memory runs out.
             callback_on_step_end: Called as ``callback(pipe, step, timestep, tensors)`` after each step; the
                 tensors it returns replace the pipeline's.
             callback_on_step_end_tensor_inputs: Which tensors it gets.
+            attention_kwargs: ``{"scale": s}`` weighs the LoRA layers of U-Net and text encoder by ``s``.
 
         Returns:
             ``HummingbirdPipelineOutput``, or without ``return_dict`` a tuple of its frames.
@@ -587,6 +650,7 @@ class HummingbirdPipeline(DiffusionPipeline):
             negative_prompt_embeds,
             device,
             self.unet.dtype,
+            (attention_kwargs or {}).get("scale"),
         )
         step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
@@ -595,7 +659,7 @@ class HummingbirdPipeline(DiffusionPipeline):
                 if self._interrupt:
                     continue
                 self._current_timestep = timestep
-                noise_pred = self._predict(sample, timestep, embeds, negative_embeds, fps)
+                noise_pred = self._predict(sample, timestep, embeds, negative_embeds, fps, attention_kwargs)
                 sample = self.scheduler.step(noise_pred, timestep, sample, **step_kwargs, return_dict=False)[
                     0
                 ]
@@ -625,6 +689,13 @@ class HummingbirdPipeline(DiffusionPipeline):
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
 
+def _left_out(folder: Path) -> list[str]:
+    """Return the components that a local folder was saved without; diffusers wants to be told."""
+    index = folder / "model_index.json"
+    entries = json.loads(index.read_text()) if index.is_file() else {}
+    return [name for name, entry in entries.items() if entry == [None, None]]
+
+
 def _align_weights(pipe: DiffusionPipeline) -> None:
     """Copy weights that lie at odd addresses of a mapped file: the CPU's kernels are slower on them and round
     differently, so that a saved and loaded pipeline would not make the very same video.
@@ -633,6 +704,19 @@ def _align_weights(pipe: DiffusionPipeline) -> None:
         for parameter in component.parameters() if isinstance(component, torch.nn.Module) else ():
             if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT_BYTES:
                 parameter.data = parameter.data.clone()
+
+
+@contextmanager
+def _lora_scale(model: torch.nn.Module | None, scale: float | None) -> Iterator[None]:
+    """Weigh a model's LoRA layers by ``scale`` for a while."""
+    if model is None or scale is None:
+        yield
+        return
+    scale_lora_layers(model, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(model, scale)
 
 
 def _check_whole_numbers(**values: Any) -> None:

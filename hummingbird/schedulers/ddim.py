@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ class VideoCrafterDDIMScheduler(DDIMScheduler):
         beta_start: First beta.
         beta_end: Last beta.
         beta_schedule: Diffusers' name of the schedule.
+        trained_betas: All betas, instead of a schedule.
         prediction_type: What the network predicts.
         use_scale: Whether the data term is scaled.
         scale_b: The scale from ``mid_step`` on, in (0, 1].
@@ -41,6 +44,7 @@ class VideoCrafterDDIMScheduler(DDIMScheduler):
         beta_start: float = 0.00085,
         beta_end: float = 0.012,
         beta_schedule: str = "scaled_linear",
+        trained_betas: Sequence[float] | np.ndarray | None = None,
         prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon",
         use_scale: bool = False,
         scale_b: float = 0.7,
@@ -51,11 +55,18 @@ class VideoCrafterDDIMScheduler(DDIMScheduler):
             beta_start=beta_start,
             beta_end=beta_end,
             beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
             prediction_type=prediction_type,
             clip_sample=False,
             set_alpha_to_one=False,
             steps_offset=1,
             timestep_spacing="leading",
+            # the parent's own defaults, named so that a saved configuration loads as what it was
+            thresholding=False,
+            dynamic_thresholding_ratio=0.995,
+            clip_sample_range=1.0,
+            sample_max_value=1.0,
+            rescale_betas_zero_snr=False,
         )
         # As long as the original's (mid_step + num_train_timesteps entries), so that the two can be compared;
         # entries past the last timestep are never read.
@@ -81,7 +92,7 @@ class VideoCrafterDDIMScheduler(DDIMScheduler):
         grid = grid[grid < num_train]
         self.num_inference_steps = len(grid)
         self.timesteps = torch.from_numpy(grid[::-1].copy()).to(device)
-        self._previous = dict(zip(grid[1:].tolist(), grid[:-1].tolist(), strict=True)) | {int(grid[0]): 0}
+        self._grid: list[int] = grid.tolist()
 
     def step(
         self,
@@ -94,11 +105,11 @@ class VideoCrafterDDIMScheduler(DDIMScheduler):
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, ...]:
-        """Go from ``timestep`` to the previous listed one.
+        """Go from ``timestep`` to the previous listed one, or to 0 from the first.
 
         Args:
             model_output: The network's output, (B, ...).
-            timestep: One of ``self.timesteps``.
+            timestep: Usually one of ``self.timesteps``; 0 to ``num_train_timesteps - 1``.
             sample: The current noisy sample, same shape.
             eta: 0 is deterministic, 1 adds the full DDPM noise.
             use_clipped_model_output: Only False is possible: this scheduler never clips.
@@ -110,7 +121,7 @@ class VideoCrafterDDIMScheduler(DDIMScheduler):
             The previous sample and the estimate of the clean one.
 
         Raises:
-            ValueError: Before ``set_timesteps``, on a timestep off the grid, or on two sources of noise.
+            ValueError: Before ``set_timesteps``, on a timestep past the schedule, or on two sources of noise.
         """
         if self.num_inference_steps is None:
             raise ValueError("the timesteps are not set: call set_timesteps(num_inference_steps) first")
@@ -119,9 +130,12 @@ class VideoCrafterDDIMScheduler(DDIMScheduler):
         if variance_noise is not None and generator is not None:
             raise ValueError("both generator and variance_noise were given: give one of them")
         t = int(timestep)
-        previous = self._previous.get(t)
-        if previous is None:
-            raise ValueError(f"timestep {t} is not on the grid {self.timesteps.tolist()}")
+        if not 0 <= t < len(self.alphas_cumprod):
+            raise ValueError(
+                f"timestep={t}: expected 0 to {len(self.alphas_cumprod) - 1}, the schedule's last"
+            )
+        index = bisect_left(self._grid, t)
+        previous = self._grid[index - 1] if index else 0
 
         alpha_t, alpha_previous = self.alphas_cumprod[t], self.alphas_cumprod[previous]
         x_0, epsilon = self._estimates(model_output, sample, alpha_t)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, TextToVideoSDPipeline
 from safetensors.torch import load_file
 
 from hummingbird import HummingbirdPipeline, nano
@@ -79,16 +81,72 @@ def test_saved_variants(tmp_path):
     assert np.array_equal(frames_of(pipe), frames_of(loaded))
 
 
+class Hostile:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.logs_error("no file named diffusion_pytorch_model.safetensors")
-def test_pickles_are_never_loaded(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="use_safetensors=False"):
-        HummingbirdPipeline.from_pretrained(tmp_path, use_safetensors=False)
-    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save(load_file(weights), weights.with_suffix(".bin"))
-    weights.unlink()
+def test_bin_weights_are_tensors_and_nothing_else(tmp_path):
+    folder, canary = tmp_path / "model", tmp_path / "executed"
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder, safe_serialization=False)
+    weights = folder / "unet" / "diffusion_pytorch_model.bin"
+    assert weights.exists()
+    assert np.array_equal(frames_of(HummingbirdPipeline.from_pretrained(folder)), frames_of(pipe))
     with pytest.raises(OSError, match="safetensors"):
-        HummingbirdPipeline.from_pretrained(tmp_path)
+        HummingbirdPipeline.from_pretrained(folder, use_safetensors=True)
+    torch.save({**pipe.unet.state_dict(), "extra": Hostile(canary)}, weights)
+    with pytest.raises(OSError, match="Unable to load weights"):
+        HummingbirdPipeline.from_pretrained(folder)
+    assert not canary.exists()
+
+
+@pytest.mark.logs_error("no file named diffusion_pytorch_model.safetensors")
+def test_hostile_bin_weights_of_the_text_encoder(tmp_path):
+    folder, canary = tmp_path / "model", tmp_path / "executed"
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder)
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    weights = folder / "text_encoder" / "pytorch_model.bin"
+    torch.save({**pipe.text_encoder.state_dict(), "extra": Hostile(canary)}, weights)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        HummingbirdPipeline.from_pretrained(folder)
+    assert not canary.exists()
+
+
+def test_a_type_for_each_component(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    types = {"unet": torch.bfloat16, "default": torch.float16}
+    pipe = HummingbirdPipeline.from_pretrained(tmp_path, dtype=types)
+    found = (pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype)
+    assert found == (torch.bfloat16, torch.float16, torch.float16)
+    assert np.isfinite(frames_of(pipe)).all()
+
+
+def test_a_variant_that_is_not_there_is_named(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="variant=fp16"):
+        HummingbirdPipeline.from_pretrained(tmp_path, variant="fp16")
+
+
+def test_sharded_weights(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) == 2
+    assert np.array_equal(frames_of(HummingbirdPipeline.from_pretrained(tmp_path)), frames_of(pipe))
+
+
+def test_device_map(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    mapped = HummingbirdPipeline.from_pretrained(tmp_path, device_map="cpu")
+    np.testing.assert_allclose(frames_of(mapped), frames_of(pipe), atol=1e-6)
 
 
 def test_loading_without_the_text_encoder(tmp_path):
@@ -106,6 +164,18 @@ def test_from_pipe_shares_components():
     assert other.unet is pipe.unet
     assert other.default_call == pipe.default_call
     assert set(pipe.components) == set(tiny_components())
+    assert {k: v for k, v in other.config.items() if k[0] != "_"} == {
+        k: v for k, v in pipe.config.items() if k[0] != "_"
+    }
+    assert HummingbirdPipeline.from_pipe(pipe, dtype=torch.float16).unet.dtype == torch.float16
+
+
+def test_from_another_kind_of_pipeline_and_back():
+    components = tiny_components(few_step=False)
+    source = TextToVideoSDPipeline(**components)
+    pipe = HummingbirdPipeline.from_pipe(source, unet=components["unet"])
+    assert pipe.components == components
+    assert TextToVideoSDPipeline.from_pipe(pipe, unet=pipe.unet).components == components
 
 
 def test_embedded_names(monkeypatch, tmp_path):
@@ -183,9 +253,45 @@ def test_offload_hooks():
     """On a machine without accelerator the hooks still run every component, in the order that they name."""
     pipe = tiny_pipeline()
     expected = frames_of(pipe)
-    pipe.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        pipe.enable_model_cpu_offload(device="cpu")
+        for name in ("text_encoder", "unet", "vae"):
+            assert isinstance(getattr(pipe, name)._hf_hook, accelerate.hooks.CpuOffload)
+        np.testing.assert_allclose(frames_of(pipe), expected, atol=1e-6)
+        np.testing.assert_allclose(frames_of(pipe), expected, atol=1e-6)
+
+
+def test_sequential_offload_hooks():
+    """Weights lie on no device between the layers' calls: no layer reads those of another."""
+    pipe = tiny_pipeline()
+    expected = frames_of(pipe)
+    for name in ("text_encoder", "unet", "vae"):
+        model = getattr(pipe, name)
+        accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=bool(model._parameters))
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert pipe._execution_device.type == "cpu"
+    for _ in range(2):
+        np.testing.assert_allclose(frames_of(pipe), expected, atol=1e-6)
+    assert {parameter.device.type for parameter in pipe.unet.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("options", [{"offload_type": "block_level", "num_blocks_per_group": 1}, {}])
+def test_group_offload_of_the_pipeline(options):
+    pipe = tiny_pipeline()
+    expected = frames_of(pipe)
+    where = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
+    pipe.enable_group_offload(**where, **options or {"offload_type": "leaf_level"}, exclude_modules="vae")
+    assert not any(hasattr(module, "_diffusers_hook") for module in pipe.vae.modules())
+    for name in ("unet", "text_encoder"):
+        assert any(hasattr(module, "_diffusers_hook") for module in getattr(pipe, name).modules())
     np.testing.assert_allclose(frames_of(pipe), expected, atol=1e-6)
-    np.testing.assert_allclose(frames_of(pipe), expected, atol=1e-6)
+
+
+def test_float8_storage_with_bfloat16_arithmetic():
+    pipe = tiny_pipeline().to(torch.bfloat16)
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert torch.float8_e4m3fn in {parameter.dtype for parameter in pipe.unet.parameters()}
+    assert np.isfinite(frames_of(pipe)).all()
 
 
 @pytest.mark.gpu

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 
+import diffusers
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from diffusers.schedulers import scheduling_lcm
+from diffusers.schedulers import KarrasDiffusionSchedulers, scheduling_lcm
 from diffusers.utils import logging as diffusers_logging
 
 from hummingbird import HummingbirdPipeline
@@ -168,6 +169,20 @@ def test_prompt_embeds_equal_the_prompt(pipe):
         bare(PROMPT, **CALL)
 
 
+def test_texts_are_encoded_without_the_other_parts(pipe):
+    """One pipeline of text parts alone and one of all the others do together what the whole one does."""
+    parts = pipe.components
+    text_parts = {name: part for name, part in parts.items() if name in ("text_encoder", "tokenizer")}
+    nothing = dict.fromkeys(parts)
+    with torch.no_grad():
+        embeds, negative_embeds = HummingbirdPipeline(**{**nothing, **text_parts}).encode_prompt(PROMPT)
+    others = HummingbirdPipeline(**{**parts, **dict.fromkeys(text_parts)})
+    others.set_progress_bar_config(disable=True)
+    options = CALL | {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
+    frames = others(generator=seeded(0), **options).frames
+    assert np.array_equal(frames, pipe(PROMPT, generator=seeded(0), **CALL).frames)
+
+
 def test_every_token_is_attended_to_and_none_masked():
     """The U-Net sees the encoder's plain output over all positions, padding included."""
     pipe = tiny_pipeline()
@@ -302,6 +317,19 @@ def test_teachers_run_with_other_schedulers(scheduler):
     )
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("name", [scheduler.name for scheduler in KarrasDiffusionSchedulers])
+def test_teachers_take_every_scheduler_of_diffusers(name):
+    pipe = tiny_pipeline(few_step=False)
+    pipe.scheduler.register_to_config(skip_prk_steps=True)
+    try:
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    except ImportError as error:
+        pytest.skip(str(error).strip().splitlines()[0])
+    steps = 5 if name.startswith("KDPM2") else 2
+    assert pipe(PROMPT, **CALL | {"num_inference_steps": steps}).frames.shape == (1, 3, 16, 24, 3)
+
+
 def test_seven_steps_are_eight_for_videocrafter():
     pipe = tiny_pipeline(few_step=False)
     pipe.scheduler = VideoCrafterDDIMScheduler()
@@ -380,6 +408,7 @@ def test_interrupt_skips_the_rest(pipe):
         ({"prompt_embeds": torch.zeros(1, 8, 16)}, "both of prompt and prompt_embeds"),
         ({"prompt": None, "prompt_embeds": torch.zeros(1, 8, 5)}, r"prompt_embeds has shape \(1, 8, 5\)"),
         ({"generator": seeded(0, 1)}, "2 generators for 1 videos"),
+        ({"attention_kwargs": {"mask": 1.0}}, "attention_kwargs: got mask, expected only 'scale'"),
         ({"latents": torch.zeros(1, 4, 3, 8, 8)}, "latents has shape"),
     ],
 )
@@ -390,9 +419,8 @@ def test_wrong_inputs_are_refused(pipe, change, message):
 
 def test_few_step_model_refuses_what_it_cannot_do():
     pipe = tiny_pipeline()
-    for negative in ({"negative_prompt": "x"}, {"negative_prompt_embeds": torch.zeros(1, 8, 16)}):
-        with pytest.raises(ValueError, match="leave the negative prompt out"):
-            pipe(PROMPT, **negative, **CALL)
+    with pytest.raises(ValueError, match="leave the negative prompt out"):
+        pipe(PROMPT, negative_prompt="x", **CALL)
     with pytest.raises(ValueError, match="1 to 50 steps"):
         pipe(PROMPT, **CALL | {"num_inference_steps": 51})
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from hummingbird.checkpoints import unet_from_ldm
 from hummingbird.schedulers import VideoCrafterDDIMScheduler
@@ -140,6 +141,36 @@ def test_save_and_load(tmp_path):
     assert loaded.scale_arr[-1] == 0.5
 
 
+def test_timesteps_between_the_listed_ones():
+    """Any timestep of the schedule steps to the listed one below it, 0 from the first one down."""
+    scheduler = VideoCrafterDDIMScheduler()
+    scheduler.set_timesteps(50)
+    sample = torch.randn(1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    alphas = scheduler.alphas_cumprod
+    for timestep, previous in ((0, 0), (1, 0), (2, 1), (21, 1), (22, 21), (999, 981)):
+        x_0 = (sample - (1 - alphas[timestep]) ** 0.5 * 0.1 * sample) / alphas[timestep] ** 0.5
+        expected = alphas[previous] ** 0.5 * x_0 + (1 - alphas[previous]) ** 0.5 * 0.1 * sample
+        torch.testing.assert_close(scheduler.step(0.1 * sample, timestep, sample).prev_sample, expected)
+
+
+def test_other_schedulers_take_its_configuration_and_give_it_back(tmp_path):
+    scheduler = VideoCrafterDDIMScheduler(use_scale=True, scale_b=0.5, prediction_type="v_prediction")
+    for compatible in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        assert compatible in scheduler.compatibles
+        back = VideoCrafterDDIMScheduler.from_config(compatible.from_config(scheduler.config).config)
+        assert {name: back.config[name] for name in scheduler.config} == dict(scheduler.config)
+    scheduler.save_pretrained(tmp_path)
+    config = dict(scheduler.config)
+    del config["_use_default_values"]
+    assert VideoCrafterDDIMScheduler.from_pretrained(tmp_path).config == config
+
+
+def test_trained_betas(tmp_path):
+    scheduler = VideoCrafterDDIMScheduler(num_train_timesteps=2, trained_betas=np.array([0.1, 0.3]))
+    scheduler.save_pretrained(tmp_path)
+    assert VideoCrafterDDIMScheduler.from_pretrained(tmp_path).betas.tolist() == scheduler.betas.tolist()
+
+
 def test_misuse_is_refused():
     scheduler = VideoCrafterDDIMScheduler()
     zeros = torch.zeros(1, 4, 1, 2, 2)
@@ -149,8 +180,8 @@ def test_misuse_is_refused():
         with pytest.raises(ValueError, match=f"num_inference_steps={steps}"):
             scheduler.set_timesteps(steps)
     scheduler.set_timesteps(50)
-    with pytest.raises(ValueError, match="timestep 980"):
-        scheduler.step(zeros, 980, zeros)
+    with pytest.raises(ValueError, match="timestep=1000: expected 0 to 999"):
+        scheduler.step(zeros, 1000, zeros)
     with pytest.raises(ValueError, match="both"):
         scheduler.step(zeros, 981, zeros, eta=1.0, generator=torch.Generator(), variance_noise=zeros)
     with pytest.raises(ValueError, match="clip"):

@@ -1,0 +1,142 @@
+"""Saved folders that others can use: a model card, and code by which diffusers alone finds the pipeline."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCardData, create_repo, file_exists
+
+CARD_FILE_NAME = "README.md"
+LOADER_FILE_NAME = "pipeline.py"
+LOADER = '''"""Finds the pipeline's class in the installed package (``pip install hummingbird-t2v``), for
+
+``DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)``.
+"""
+
+from hummingbird import HummingbirdPipeline
+
+__all__ = ["HummingbirdPipeline"]
+'''
+_CARD = """---
+{metadata}
+---
+
+# {name}
+
+Makes video from text with Hummingbird: a {kind} model. Unless a call says otherwise: {steps} steps, {frames}
+frames of {height}x{width}, {fps} frames per second.
+
+```python
+import torch
+from diffusers.utils import export_to_video
+from hummingbird import HummingbirdPipeline
+
+pipe = HummingbirdPipeline.from_pretrained("{name}", dtype=torch.float16).to("cuda")
+export_to_video(pipe("a boat on a lake at sunset").frames[0], "video.mp4", fps={fps})
+```
+
+The same by diffusers' own loader, where the package `hummingbird-t2v` is installed:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="pipeline", trust_remote_code=True)
+```
+
+| component | class | parameters |
+|---|---|---:|
+{components}
+
+## To be completed
+
+- Licence: that of the weights which this model was made from; add it to the metadata above as `license`.
+- Training data, measured quality, and what the model cannot do.
+"""
+
+
+class SharablePipeline(DiffusionPipeline):
+    """Makes complete what a pipeline of diffusers saves and uploads."""
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Save every component, a model card (``README.md``) and a loader (``pipeline.py``).
+
+        A card or loader that is there already, in the folder or in the hub's repository, is left as it is.
+
+        Args:
+            save_directory: Folder, made where it is missing.
+            safe_serialization: Whether weights are stored as safetensors.
+            variant: Name of this version of the weights, such as ``fp16``.
+            max_shard_size: Largest weights file, in bytes or as ``"5GB"``.
+            push_to_hub: Whether to upload the folder, too.
+            use_flashpack: Whether weights are stored as flashpack instead.
+            **kwargs: For the upload: ``repo_id`` (the folder's name where left out), ``commit_message``,
+                ``private``, ``token``, ``create_pr``.
+
+        Returns:
+            What the hub answers to an upload; None without one.
+        """
+        folder = Path(save_directory)
+        super().save_pretrained(
+            folder,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            use_flashpack=use_flashpack,
+        )
+        card, loader = folder / CARD_FILE_NAME, folder / LOADER_FILE_NAME
+        repo_id = kwargs.pop("repo_id", folder.name)
+        has_card = card.exists()
+        if push_to_hub:
+            token = kwargs.get("token")
+            private = kwargs.pop("private", None)
+            repo_id = create_repo(repo_id, exist_ok=True, private=private, token=token).repo_id
+            has_card = has_card or file_exists(repo_id, CARD_FILE_NAME, token=token)
+        if not has_card:
+            card.write_text(self.model_card(repo_id), encoding="utf-8")
+        if not loader.exists():
+            loader.write_text(LOADER, encoding="utf-8")
+        if not push_to_hub:
+            return None
+        return self._upload_folder(folder, repo_id, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Save into a temporary folder and upload it; ``kwargs`` are those of ``save_pretrained``."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
+
+    def model_card(self, name: str) -> str:
+        """Return a model card: metadata of the hub, use, sizes. ``name`` is what the model is loaded by."""
+        metadata = ModelCardData(
+            library_name="diffusers", pipeline_tag="text-to-video", tags=["hummingbird", "text-to-video"]
+        )
+        sizes = [
+            f"| `{component}` | {type(module).__name__} | {sum(p.numel() for p in module.parameters()):,} |"
+            for component, module in self.components.items()
+            if isinstance(module, torch.nn.Module)
+        ]
+        call = self.default_call
+        return _CARD.format(
+            metadata=metadata.to_yaml(),
+            name=name,
+            kind="few-step" if self.has_guidance_embedding else "many-step",
+            steps=call["num_inference_steps"],
+            frames=call["num_frames"],
+            height=call["height"],
+            width=call["width"],
+            fps=call["fps"],
+            components="\n".join(sizes),
+        )
