@@ -73,7 +73,7 @@ def test_the_direction_test_sees_a_wrong_import() -> None:
 
 _SILENT = """
 import importlib, logging, os, sys
-import av, cv2, torch, yaml, tyro, pydantic, numpy, PIL.Image, PIL.ImageDraw
+import av, cv2, scenedetect, torch, yaml, tyro, pydantic, numpy, PIL.Image, PIL.ImageDraw
 import diffusers, transformers, accelerate, peft
 import diffusers.utils, diffusers.pipelines.pipeline_utils, diffusers.models.attention_dispatch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, DiffusionPipeline

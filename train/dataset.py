@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -58,6 +60,24 @@ class MovingShapesCaptions:
         return {"captions": captions, "indices": torch.tensor([item.indices for item in items])}
 
 
+def encode_frames(vae: AutoencoderKL, clips: Tensor) -> Tensor:
+    """Scaled latents of clips, on the CPU.
+
+    Args:
+        vae: frozen.
+        clips: uint8 RGB (N, F, H, W, 3).
+
+    Returns:
+        float16 (N, F, C, h, w).
+    """
+    device = next(vae.parameters()).device
+    pixels = to_model_range(clips).flatten(0, 1).to(device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        mode = vae.encode(pixels).latent_dist.mode().float()
+    shift = vae.config.shift_factor or 0.0  # autoencoders of the SD family have none
+    return ((mode - shift) * vae.config.scaling_factor).half().cpu().unflatten(0, clips.shape[:2])
+
+
 def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batch_size: int = 16) -> None:
     """Renders seen clips and writes their scaled latents.
 
@@ -69,15 +89,10 @@ def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batc
         batch_size: clips at a time.
     """
     rng = np.random.default_rng(seed)
-    device = next(vae.parameters()).device
     latents, attributes = [], []
     for start in tqdm(range(0, num_clips, batch_size), desc="encode clips", mininterval=5.0):
         items = world.random_attributes(min(batch_size, num_clips - start), rng)
-        pixels = to_model_range(world.render_clips(items, rng)).flatten(0, 1).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-            mode = vae.encode(pixels).latent_dist.mode().float()
-        scaled = (mode - vae.config.shift_factor) * vae.config.scaling_factor
-        latents.append(scaled.half().cpu().unflatten(0, (len(items), -1)))
+        latents.append(encode_frames(vae, world.render_clips(items, rng)))
         attributes += [item.indices for item in items]
     tensors = {"latents": torch.cat(latents), "attributes": torch.tensor(attributes, dtype=torch.uint8)}
     with atomic_path(path) as part:
@@ -148,6 +163,55 @@ class LatentClips:
             "captions": captions,
             "attributes": items,
             "fps": world.FPS / stride,
+        }
+
+
+class CaptionedLatents:
+    """Encoded clips of curated shards: ``{"latents": (B, C, F, h, w), "captions", "fps"}``.
+
+    Args:
+        path: what ``train.shards.encode_shards`` wrote.
+        batch_size: B.
+        seed: draws clips, their frames and the captions left out.
+        num_frames: F consecutive frames from a random start, up to those of a stored clip.
+        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: ``num_frames`` does not fit, or the file holds something else.
+    """
+
+    def __init__(
+        self, path: Path, batch_size: int, seed: int, num_frames: int, caption_dropout: float = 0.1
+    ) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"latents: no file {path}; make it with `python train/nano.py latents`")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if set(file.keys()) != {"latents"} or not {"captions", "fps"} <= set(metadata):
+                raise ValueError(f"latents: {path} does not hold encoded shards; make it again")
+            self.latents = file.get_tensor("latents")
+        if not 1 <= num_frames <= self.latents.shape[1]:
+            raise ValueError(f"num_frames: got {num_frames}, expected 1 to {self.latents.shape[1]}")
+        self.captions: list[str] = json.loads(metadata["captions"])
+        self.fps = float(metadata["fps"])
+        self.batch_size, self.seed, self.num_frames = batch_size, seed, num_frames
+        self.caption_dropout = caption_dropout
+
+    def batch(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index))
+        rows = rng.integers(len(self.latents), size=self.batch_size)
+        starts = rng.integers(self.latents.shape[1] - self.num_frames + 1, size=self.batch_size)
+        latents = [
+            self.latents[row, start : start + self.num_frames]
+            for row, start in zip(rows, starts, strict=True)
+        ]
+        dropped = rng.uniform(size=self.batch_size) < self.caption_dropout
+        captions = ["" if drop else self.captions[row] for row, drop in zip(rows, dropped, strict=True)]
+        return {
+            "latents": torch.stack(latents).float().transpose(1, 2),
+            "captions": captions,
+            "fps": self.fps,
         }
 
 

@@ -17,12 +17,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python train/nano.py` sees only train/
 
+import pydantic
 import torch
 from diffusers import AutoencoderKL
+from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
@@ -32,6 +34,7 @@ from hummingbird.pipelines import HummingbirdPipeline
 from train.command import read_settings, run_command
 from train.dataset import MovingShapesCaptions, MovingShapesFrames, encode_clips
 from train.loop import LoopConfig, is_finished, run
+from train.shards import encode_shards
 from train.tasks import AutoencoderTask, TextTower, TextTowerTask
 from train.teacher import TeacherConfig, train_teacher
 
@@ -68,12 +71,23 @@ class TextTowerConfig:
 
 @config_dataclass
 class LatentsConfig:
-    """Clips rendered once and kept encoded."""
+    """Clips kept encoded: rendered ones of the world, or those of a curated folder."""
 
     vae: str
     output: str
-    num_clips: int
+    num_clips: Annotated[int, Field(ge=1)] | None = None
+    """How many to render, or at most to take of the shards; None takes all of them."""
     seed: int = 0
+    shards: str | None = None
+    """Output folder of ``python -m data_pipeline run``; None renders the world."""
+    num_frames: Annotated[int, Field(ge=1)] = world.NUM_FRAMES
+    """Frames taken of each curated clip; shorter clips are left out."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> LatentsConfig:
+        if self.shards is None and self.num_clips is None:
+            raise ValueError("num_clips: expected a number, because the world has no end; or give shards")
+        return self
 
 
 @config_dataclass
@@ -175,11 +189,15 @@ def write_latents(config: LatentsConfig) -> None:
             f"vae: no autoencoder in {config.vae}; train it with `python train/nano.py vae "
             "configs/train/nano_vae.yaml`"
         )
-    vae = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True).eval()
+    vae = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True, torch_dtype=torch.float32).eval()
     vae.to("cuda" if torch.cuda.is_available() else "cpu")
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    encode_clips(vae, config.num_clips, config.seed, output)
+    if config.shards is not None:
+        encode_shards(vae, Path(config.shards), config.num_frames, output, max_clips=config.num_clips)
+    else:
+        assert config.num_clips is not None  # validated
+        encode_clips(vae, config.num_clips, config.seed, output)
 
 
 def export(config: ExportConfig) -> None:

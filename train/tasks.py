@@ -184,7 +184,7 @@ class DenoisingTask:
         tokenizer: of the text encoder.
         vae: frozen; only samples are decoded with it.
         scheduler: its noise schedule and prediction type are the training's.
-        gate_batch: clips for the caption-swap test.
+        gate_batch: clips of known attributes for the caption-swap test; None where only captions are known.
         weighting: of the squared error over timesteps.
         timestep_shift: over 1 visits noisy timesteps more often.
         num_sample_prompts: sample videos, half of unseen combinations; 0 for none.
@@ -201,7 +201,7 @@ class DenoisingTask:
         tokenizer: PreTrainedTokenizerBase,
         vae: AutoencoderKL,
         scheduler: DDIMScheduler,
-        gate_batch: Batch,
+        gate_batch: Batch | None,
         weighting: LossWeighting = "uniform",
         timestep_shift: float = 1.0,
         num_sample_prompts: int = 16,
@@ -264,26 +264,26 @@ class DenoisingTask:
         return error, loss_weight(alphas_cumprod, prediction_type, self.weighting)
 
     @torch.no_grad()
-    def caption_swap(self, network: Any) -> dict[str, float]:
+    def caption_swap(self, network: Any, gate_batch: Batch) -> dict[str, float]:
         """Relative rise of the loss when one attribute of the caption is replaced.
 
         The gate before long runs: a network for which it stays at zero does not read that attribute.
         """
         # Drawn on the CPU: the figures mean the same on every device.
         generator = torch.Generator().manual_seed(0)
-        latents = self.gate_batch["latents"]
+        latents = gate_batch["latents"]
         noise = _randn_like(latents, generator)
         uniform = (torch.arange(len(latents)) + 0.5) / len(latents)
         uniform = uniform[torch.randperm(len(latents), generator=generator)]
         device = _device(network)
         latents, noise, uniform = latents.to(device), noise.to(device), uniform.to(device)
-        attributes: list[world.Attributes] = self.gate_batch["attributes"]
+        attributes: list[world.Attributes] = gate_batch["attributes"]
 
         def error(items: Sequence[world.Attributes]) -> Tensor:
             captions = [item.prompt for item in items]
-            return self._squared_error(
-                latents, noise, self._timesteps(uniform), captions, self.gate_batch["fps"]
-            )[0]
+            return self._squared_error(latents, noise, self._timesteps(uniform), captions, gate_batch["fps"])[
+                0
+            ]
 
         wrapped, self.network = self.network, network
         try:
@@ -308,8 +308,10 @@ class DenoisingTask:
         )
 
     def sample(self, network: Any, folder: Path) -> dict[str, float]:
-        figures = self.caption_swap(network)
-        (folder / "gate.json").write_text(json.dumps(figures, indent=2) + "\n")
+        figures: dict[str, float] = {}
+        if self.gate_batch is not None:
+            figures = self.caption_swap(network, self.gate_batch)
+            (folder / "gate.json").write_text(json.dumps(figures, indent=2) + "\n")
         if not self.num_sample_prompts or not network.temporal_layers_enabled:
             return figures
         device = _device(network)

@@ -16,13 +16,14 @@ sys.path.insert(
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextModel
 
 from hummingbird.config import config_dataclass
 from hummingbird.models import UNetSpatioTemporalModel
 from train.command import read_settings, run_command
-from train.dataset import LatentClips
+from train.dataset import CaptionedLatents, LatentClips
 from train.loop import LoopConfig, run
 from train.losses import LossWeighting
 from train.tasks import DenoisingTask
@@ -77,7 +78,7 @@ class TeacherConfig:
     text: str
     """Folder with ``text_encoder`` and ``tokenizer``."""
     latents: str
-    """File with clips encoded by that autoencoder."""
+    """File with clips encoded by that autoencoder: of the moving-shapes world, or of curated shards."""
     num_frames: int = 16
     """Frames per example; 1 trains the spatial layers alone."""
     caption_dropout: float = 0.1
@@ -87,7 +88,7 @@ class TeacherConfig:
     default_call: CallConfig = CallConfig()
 
 
-def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
+def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips | CaptionedLatents]:
     """The task and its data; weights come from ``config.loop.init_from`` or from the seed.
 
     Raises:
@@ -97,8 +98,11 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
     _require("vae", Path(config.vae) / "config.json", "vae")
     _require("text", Path(config.text) / "text_encoder" / "config.json", "text")
     _require("latents", Path(config.latents), "latents")
-    vae = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True)
-    text_encoder = CLIPTextModel.from_pretrained(Path(config.text) / "text_encoder", use_safetensors=True)
+    # float32 whatever the files hold: those of the package are in half precision.
+    vae = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True, torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(
+        Path(config.text) / "text_encoder", use_safetensors=True, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(Path(config.text) / "tokenizer")
     torch.manual_seed(config.loop.seed)
     unet = UNetSpatioTemporalModel(
@@ -127,7 +131,10 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
         set_alpha_to_one=False,
     )
     path = Path(config.latents)
-    data = LatentClips(
+    with safe_open(path, "pt") as file:
+        of_the_world = "attributes" in file.keys()  # noqa: SIM118 (not a dict)
+    data_class = LatentClips if of_the_world else CaptionedLatents
+    data = data_class(
         path, config.loop.batch_size, config.loop.seed, config.num_frames, config.caption_dropout
     )
     if data.latents.shape[2] != vae.config.latent_channels:
@@ -135,14 +142,19 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips]:
             f"latents: {path} has {data.latents.shape[2]} channels, the autoencoder "
             f"{vae.config.latent_channels}; encode the clips again with `python train/nano.py latents`"
         )
-    gate = LatentClips(path, 64, config.loop.seed + 1, config.num_frames, caption_dropout=0.0, reverse=0.0)
+    gate_batch = None
+    if of_the_world:
+        gate = LatentClips(
+            path, 64, config.loop.seed + 1, config.num_frames, caption_dropout=0.0, reverse=0.0
+        )
+        gate_batch = gate.batch(0)
     task = DenoisingTask(
         unet,
         text_encoder,
         tokenizer,
         vae,
         scheduler,
-        gate_batch=gate.batch(0),
+        gate_batch=gate_batch,
         weighting=config.diffusion.weighting,
         timestep_shift=config.diffusion.timestep_shift,
         num_sample_prompts=config.num_sample_prompts,

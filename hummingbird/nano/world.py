@@ -219,6 +219,7 @@ def render_clips(
     rng: np.random.Generator,
     *,
     num_frames: int = NUM_FRAMES,
+    scale: int = 1,
 ) -> Tensor:
     """Renders one clip for each element of ``attributes``.
 
@@ -226,25 +227,29 @@ def render_clips(
         attributes: what to draw, B of them.
         rng: draws radius, place, amplitude, colour jitter and gradient.
         num_frames: F, at least 1; the same motion is stretched over them.
+        scale: the same clips drawn this many times as large, with edges as sharp in pixels; at least 1.
 
     Returns:
-        uint8 tensor (B, F, 64, 64, 3), RGB.
+        uint8 tensor (B, F, 64 scale, 64 scale, 3), RGB.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames: got {num_frames}, expected at least 1")
+    if scale < 1:
+        raise ValueError(f"scale: got {scale}, expected at least 1")
     count = len(attributes)
     tracks = np.empty((count, num_frames, 3), dtype=np.float32)  # centre x, centre y, radius
     for index, item in enumerate(attributes):
         tracks[index] = _track(item, rng, num_frames)
     indices = np.array([a.indices for a in attributes], dtype=np.int64).reshape(count, 4)
     color = _jitter(COLOR_RGB[indices[:, 1]], rng)
-    background = _background(_jitter(BACKGROUND_RGB[indices[:, 3]], rng), rng)
+    size = IMAGE_SIZE * scale
+    background = _background(_jitter(BACKGROUND_RGB[indices[:, 3]], rng), rng, size)
 
-    video = torch.empty(count, num_frames, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+    video = torch.empty(count, num_frames, size, size, 3, dtype=torch.uint8)
     for shape_index, shape in enumerate(SHAPES):
         rows = np.flatnonzero(indices[:, 0] == shape_index)
         for part in np.array_split(rows, -(-len(rows) // 8)) if len(rows) else ():
-            coverage = _coverage(shape, torch.from_numpy(tracks[part]))[..., None]  # (b, F, H, W, 1)
+            coverage = _coverage(shape, torch.from_numpy(tracks[part]), scale)[..., None]  # (b, F, H, W, 1)
             behind = torch.from_numpy(background[part])[:, None, :, None, :]  # (b, 1, H, 1, 3)
             front = torch.from_numpy(color[part])[:, None, None, None, :]
             video[torch.from_numpy(part)] = torch.lerp(behind, front, coverage).add_(0.5).to(torch.uint8)
@@ -306,24 +311,24 @@ def _jitter(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(rgb + rng.uniform(-0.03, 0.03, size=rgb.shape) * 255.0, 0.0, 255.0).astype(np.float32)
 
 
-def _background(base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows of the background: float32 (B, H, 3). 35% fade vertically; the top row is the base colour."""
+def _background(base: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Rows of the background: float32 (B, size, 3). 35% fade vertically; the top row is the base colour."""
     count = base.shape[0]
     is_gradient = rng.uniform(size=count) < 0.35
     # Towards black for light bases and towards white for dark ones: never past the next base colour.
     strength = np.asarray(rng.uniform(0.08, 0.16, size=count) * is_gradient)
     target = np.where(base.mean(axis=1) > 100.0, 0.0, 255.0)
-    ramp = np.linspace(0.0, 1.0, IMAGE_SIZE)[None, :, None] * strength[:, None, None]
+    ramp = np.linspace(0.0, 1.0, size)[None, :, None] * strength[:, None, None]
     return (base[:, None, :] * (1.0 - ramp) + target[:, None, None] * ramp).astype(np.float32)
 
 
-def _coverage(shape: str, track: Tensor) -> Tensor:
+def _coverage(shape: str, track: Tensor, scale: int) -> Tensor:
     """How much of each pixel the shape covers: (b, F, 3) -> (b, F, H, W) in [0, 1]."""
-    grid = torch.arange(IMAGE_SIZE, dtype=torch.float32) + 0.5
+    grid = (torch.arange(IMAGE_SIZE * scale, dtype=torch.float32) + 0.5) / scale
     x = grid - track[..., 0, None]  # (b, F, W)
     y = grid - track[..., 1, None]  # (b, F, H)
     distance = _SIGNED_DISTANCE[shape](x[..., None, :], y[..., :, None], track[..., 2, None, None])
-    return (0.5 - distance).clamp_(0.0, 1.0)
+    return (0.5 - distance * scale).clamp_(0.0, 1.0)
 
 
 def _circle(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:

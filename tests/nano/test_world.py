@@ -287,3 +287,17 @@ def test_evaluation_prompts_are_half_unseen_and_fixed_by_the_seed() -> None:
     assert [item.is_unseen for item in world.evaluation_prompts(3)] == [False, False, True]
     with pytest.raises(ValueError, match="num_prompts: got 0"):
         world.evaluation_prompts(0)
+
+
+def test_a_larger_rendering_shows_the_same_clip_with_sharp_edges() -> None:
+    items = world.random_attributes(20, np.random.default_rng(1))
+    small = world.render_clips(items, np.random.default_rng(2)).float()
+    large = world.render_clips(items, np.random.default_rng(2), scale=4).float()
+    assert large.shape == (20, 16, 256, 256, 3)
+    means = large.reshape(20, 16, 64, 4, 64, 4, 3).mean(dim=(3, 5))
+    assert float((means - small).abs().mean()) < 0.6
+    edge = (large[:, :, :, 1:] - large[:, :, :, :-1]).abs().amax(dim=(2, 3, 4))
+    whole = (small.amax(dim=(2, 3)) - small.amin(dim=(2, 3))).amax(dim=-1)
+    assert bool((edge >= 0.4 * whole).all())  # the step happens within two or three pixels
+    with pytest.raises(ValueError, match="scale: got 0"):
+        world.render_clips(items, np.random.default_rng(2), scale=0)

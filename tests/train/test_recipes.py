@@ -238,10 +238,10 @@ def test_the_caption_swap_sees_a_network_that_reads_and_one_that_does_not(
         def forward(self, sample: Tensor, *_: object, **__: object) -> tuple[Tensor]:
             return (0.5 * sample,)
 
-    figures = task.caption_swap(Blind())
+    figures = task.caption_swap(Blind(), task.gate_batch)
     assert [figures[f"swap_{name}"] for name in world.ATTRIBUTES] == [0.0] * 4
     trained = task.network
-    reading = task.caption_swap(trained)
+    reading = task.caption_swap(trained, task.gate_batch)
     assert task.network is trained
     assert any(reading[f"swap_{name}"] != 0.0 for name in world.ATTRIBUTES)
-    assert reading == task.caption_swap(trained)
+    assert reading == task.caption_swap(trained, task.gate_batch)

@@ -1,0 +1,1 @@
+"""One file per stage: ingest, shots, basics, motion, quality, dedup, write."""
