@@ -48,16 +48,14 @@ class WriteConfig:
     """How kept clips are written.
 
     Attributes:
-        width, height: pixels of the written clips, in whole blocks of 16 (at other sizes x264 reads memory
-            that nobody wrote, and its files differ from call to call); pictures are scaled to cover this and
-            cut at the centre.
+        width, height: pixels of the written clips; pictures are scaled to cover this and cut at the centre.
         fps: frames per second of the written clips, exactly constant; frames are repeated or left out for it.
         crf: x264's quality: 18 is close to invisible, each 6 more halve the file.
         clips_per_shard: samples in one ``.tar``.
     """
 
-    width: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 512
-    height: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 320
+    width: Annotated[int, Field(ge=16, le=4096, multiple_of=2)] = 512
+    height: Annotated[int, Field(ge=16, le=4096, multiple_of=2)] = 320
     fps: Annotated[float, Field(gt=0, le=120)] = 24.0
     crf: Annotated[int, Field(ge=0, le=40)] = 18
     clips_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 1000

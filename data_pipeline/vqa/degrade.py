@@ -16,6 +16,10 @@ import av
 import cv2
 import numpy as np
 import PIL.Image
+from av.video.reformatter import Interpolation
+
+_SAME_BYTES = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
+"""Without these the scaler's result depends on where in memory a picture lies."""
 
 __all__ = ["DEGRADATIONS", "Shot", "degrade", "through_codec"]
 
@@ -55,7 +59,7 @@ def degrade(name: str, shot: Shot, strength: float, seed: int) -> Shot:
 def through_codec(
     frames: np.ndarray, codec: str, options: dict[str, str], quantizer: int | None = None
 ) -> np.ndarray:
-    """Encode and decode in memory.
+    """Encode and decode in memory; the same frames give the same result each time.
 
     Args:
         frames: ``(n, H, W, 3)`` uint8 RGB, even sizes.
@@ -72,18 +76,22 @@ def through_codec(
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = options
+        # Without it x264's assembler reads memory that nobody wrote, at sizes that its blocks do not fill.
+        repeatable = {"x264-params": "cpu-independent=1"} if codec == "libx264" else {}
+        stream.codec_context.options = options | repeatable
         if quantizer is not None:
             stream.codec_context.qmin = stream.codec_context.qmax = quantizer
         for image in frames:
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
-            )
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(rgb.reformat(format=stream.pix_fmt, interpolation=_SAME_BYTES)))
         container.mux(stream.encode(None))
     buffer.seek(0)
     with cast(av.container.InputContainer, av.open(buffer)) as container:
         container.streams.video[0].codec_context.thread_count = 1
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        decoded = [
+            frame.reformat(format="rgb24", interpolation=_SAME_BYTES).to_ndarray()
+            for frame in container.decode(video=0)
+        ]
     return np.stack(decoded)
 
 

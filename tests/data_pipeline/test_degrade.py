@@ -14,7 +14,7 @@ SHORTENING = ("frame_drops",)
 @pytest.fixture(scope="module")
 def shot() -> Shot:
     made = procedural_shot(12, seed=4)
-    return Shot(frames=np.ascontiguousarray(made.frames[:, :160, :200]), times_s=made.times_s)
+    return Shot(frames=np.ascontiguousarray(made.frames[:, :160, :192]), times_s=made.times_s)
 
 
 def difference(first: Shot, second: Shot) -> float:
