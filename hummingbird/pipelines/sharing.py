@@ -11,6 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCardData, create_repo, file_exists
 
+from hummingbird.export.components import ExportedPart
+
 CARD_FILE_NAME = "README.md"
 LOADER_FILE_NAME = "pipeline.py"
 LOADER = '''"""Finds the pipeline's class in the installed package (``pip install hummingbird-t2v``), for
@@ -86,10 +88,18 @@ class SharablePipeline(DiffusionPipeline):
             **kwargs: For the upload: ``repo_id`` (the folder's name where left out), ``commit_message``,
                 ``private``, ``token``, ``create_pr``.
 
+        Raises:
+            ValueError: Where parts are exported graphs.
+
         Returns:
             What the hub answers to an upload; None without one.
         """
         folder = Path(save_directory)
+        exported = [name for name, part in self.components.items() if isinstance(part, ExportedPart)]
+        if exported:
+            raise ValueError(
+                f"{', '.join(exported)}: exported graphs cannot be saved again; copy the exported folder"
+            )
         super().save_pretrained(
             folder,
             safe_serialization=safe_serialization,
