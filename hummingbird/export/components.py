@@ -10,7 +10,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
-from hummingbird.export.manifest import Bucket, ExportError, ExportManifest, read_manifest
+from hummingbird.export.manifest import MAX_BATCHES, Bucket, ExportError, ExportManifest, read_manifest
 
 __all__ = ["ExportedPart", "ExportedTextEncoder", "ExportedUNet", "ExportedVAE", "load_parts"]
 
@@ -119,7 +119,8 @@ class ExportedVAE(ExportedPart):
         """Decode scaled latents ``(N, C, h, w)`` to ``(N, 3, H, W)``."""
         scale = 2 ** (len(self.config["block_out_channels"]) - 1)
         size = f"{latents.shape[2] * scale}x{latents.shape[3] * scale}"
-        return (self._find(size, f"{size} pixels")({"latents": latents}),)
+        run = self._find(size, f"{size} pixels")
+        return (torch.cat([run({"latents": chunk}) for chunk in latents.split(MAX_BATCHES["decoder"])]),)
 
 
 def _per_video(value: torch.Tensor | float, batch_size: int, device: torch.device) -> torch.Tensor:

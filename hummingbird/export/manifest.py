@@ -15,6 +15,7 @@ __all__ = [
     "DTYPES",
     "FILE_NAME",
     "FORMATS",
+    "MAX_BATCHES",
     "PARTS",
     "TARGETS",
     "Bucket",
@@ -34,6 +35,9 @@ FORMATS = ("onnx", "aoti")
 TARGETS = ("cpu", "cuda", "rocm")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int8-dynamic")
 PARTS = ("text_encoder", "unet", "decoder")
+MAX_BATCHES = {"text_encoder": 4096, "unet": 4096, "decoder": 63}
+"""Most inputs at once; from 64 pictures on, diffusers' decoder takes another path, which is not in the graph."""
+
 MAX_MANIFEST_BYTES = 1_000_000
 MAX_FILE_BYTES = 64 * 1024**3
 _MAX_FILES = 256

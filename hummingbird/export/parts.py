@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hummingbird.export.manifest import Bucket
+from hummingbird.export.manifest import MAX_BATCHES, Bucket
 from hummingbird.pipelines import HummingbirdPipeline
 
-__all__ = ["MAX_BATCH", "Part", "list_parts", "steady_layout", "trace"]
+__all__ = ["Part", "list_parts", "steady_layout", "trace"]
 
-MAX_BATCH = 4096
 _EXAMPLE_BATCH = 2  # one would be taken for a constant
 
 
@@ -153,8 +152,8 @@ def steady_layout(pipe: HummingbirdPipeline, channels_last: bool | None) -> Iter
 
 
 def trace(part: Part) -> Any:
-    """Return the ``torch.export.ExportedProgram`` of a part: any batch size up to ``MAX_BATCH``, one size."""
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    """Return the ``torch.export.ExportedProgram`` of a part: one size, any batch up to ``MAX_BATCHES``."""
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCHES[part.name])
     shapes = {name: {0: batch} for name in part.inputs}
     with torch.no_grad():
         return torch.export.export(part.module, (), kwargs=part.inputs, dynamic_shapes=shapes, strict=False)
