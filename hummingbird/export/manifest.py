@@ -36,7 +36,7 @@ TARGETS = ("cpu", "cuda", "rocm")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int8-dynamic")
 PARTS = ("text_encoder", "unet", "decoder")
 MAX_BATCHES = {"text_encoder": 4096, "unet": 4096, "decoder": 63}
-"""Most inputs at once; from 64 pictures on, diffusers' decoder takes another path, which is not in the graph."""
+"""Most inputs at once; from 64 pictures on, diffusers' decoder takes a path that is not in the graph."""
 
 MAX_MANIFEST_BYTES = 1_000_000
 MAX_FILE_BYTES = 64 * 1024**3
