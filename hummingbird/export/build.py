@@ -171,7 +171,7 @@ def _build_onnx(
             run = onnx_format.OnnxRunner(path, onnx_format.choose_providers("cpu"))
             difference = _compare(part, run, dtype)
             graphs.append(_graph(part, path, weights, difference, build_s))
-            model = onnx_format.check_graph_file(path, weights and weights.name)
+            model = onnx_format.check_graph_file(path, weights.name if weights else None)
             reports[path.name] = operators.report(model, target)
             progress(_line(graphs[-1]))
     return graphs, {"source": operators.source(target), "graphs": reports}, opset

@@ -49,7 +49,7 @@ class _UNet(nn.Module):
 class _Decoder(nn.Module):
     """The half of the autoencoder that makes pictures; the other half's weights stay out of the trace."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.post_quant_conv = vae.post_quant_conv
         self.decoder = vae.decoder
