@@ -94,6 +94,8 @@ class AotiRunner:
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Compute the output of named inputs."""
+        # compiled code takes memory as it lay in the example and does not look again
+        laid = {name: value.contiguous() for name, value in inputs.items()}
         with torch.no_grad():
-            output = self.package(**inputs)
+            output = self.package(**laid)
         return output if isinstance(output, torch.Tensor) else output[0]
