@@ -82,7 +82,7 @@ class Reward(nn.Module):
         assert prompt_embeds is not None
         if len(prompt_embeds) not in (1, len(frames)):
             raise ValueError(
-                f"prompts: got {len(prompt_embeds)} for {len(frames)} videos, expected one each or one for all"
+                f"prompts: got {len(prompt_embeds)} for {len(frames)} videos, expected one each or one"
             )
         return self._score(frames, F.normalize(prompt_embeds.float(), dim=-1), generator)
 

@@ -337,9 +337,7 @@ class InternVideo2Reward(VideoReward):
         first_fusion = config["text"]["fusion_layer"]
         layers = "|".join(str(i) for i in range(first_fusion, config["text"]["num_hidden_layers"]))
         unused = _UNUSED + (rf"|text_encoder\.bert\.encoder\.layer\.({layers})\..*" if layers else "")
-        report = load_network(
-            network, stored, name=cls.name, unused=unused, allow_unknown=True, dtype=dtype
-        )
+        report = load_network(network, stored, name=cls.name, unused=unused, allow_unknown=True, dtype=dtype)
         default = replace(INTERNVIDEO2_PREPROCESSING, size=config["vision"]["img_size"])
         reward = cls(network, preprocessing or preprocessing_from_config(default, config), vocabulary)
         reward.unused_keys, reward.unknown_keys = report.unused, report.unexpected

@@ -61,9 +61,7 @@ def build_clip_model(config: Mapping[str, Any]) -> nn.Module:
     """
     from transformers import CLIPConfig, CLIPModel
 
-    towers = {
-        name: {"hidden_act": "gelu", **config[name]} for name in ("text_config", "vision_config")
-    }
+    towers = {name: {"hidden_act": "gelu", **config[name]} for name in ("text_config", "vision_config")}
     return CLIPModel(CLIPConfig(**towers, projection_dim=config["projection_dim"]))
 
 

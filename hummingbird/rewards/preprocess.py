@@ -101,9 +101,7 @@ def _letterbox(images: Tensor, options: Preprocessing) -> Tensor:
     """The original pads only what it has resized, and fails on other frames that are not square."""
     height, width = images.shape[-2:]
     scale = options.size / max(height, width)
-    images = _resize(
-        images, max(1, round(height * scale)), max(1, round(width * scale)), options.antialias
-    )
+    images = _resize(images, max(1, round(height * scale)), max(1, round(width * scale)), options.antialias)
     missing_y, missing_x = options.size - images.shape[-2], options.size - images.shape[-1]
     top, left = missing_y // 2, missing_x // 2
     return F.pad(images, (left, missing_x - left, top, missing_y - top))

@@ -84,7 +84,7 @@ class ViCLIPVision(nn.Module):
         """Frames (B, F, 3, H, W) -> features (B, D); F is ``num_frames``, or 1 for an image."""
         patches = self.conv1(rearrange(frames, "b f c h w -> b c f h w"))
         patches = rearrange(patches, "b c f h w -> b f (h w) c")
-        time = self.temporal_positional_embedding
+        time: Tensor = self.temporal_positional_embedding
         if patches.shape[1] == 1:
             time = time.mean(dim=1, keepdim=True)
         patches = patches + self.positional_embedding[1:] + time[:, :, None]
