@@ -197,26 +197,69 @@ def nano_reward_from_config(
     return cls(network, preprocessing or NANO_PREPROCESSING)
 
 
+# What a configuration may hold: it comes from outside, and open_clip's has options that download networks.
+_VISION_KEYS: dict[Kind, set[str]] = {
+    "image": {"image_size", "patch_size", "width", "layers", "head_width"},
+    "video": {"image_size", "channels", "width", "layers", "heads", "num_frames"},
+}
+_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "pad_id", "eos_id", "pool_type"}
+_MAX_CONFIG_BYTES = 65_536
+_MAX_NUMBER, _MAX_LAYERS, _MAX_CHANNELS = 4096, 32, 8
+
+
 def read_nano_config(folder: Path, kind: Kind) -> dict[str, Any]:
     """Read ``config.json`` of a nano reward.
 
     Raises:
         FileNotFoundError: Where the folder has none.
-        ValueError: Where it is not that of a reward of this kind.
+        ValueError: Where it is not that of a reward of this kind, or its numbers are out of bounds.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"nano-{kind}: no config.json in {folder}; expected a trained reward's folder"
         )
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ValueError(
+            f"nano-{kind}: {path} is over {_MAX_CONFIG_BYTES} bytes; expected a small description"
+        )
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"nano-{kind}: {path} is not JSON: {error}") from error
-    if (
-        not isinstance(config, dict)
-        or config.get("kind") != kind
-        or not isinstance(config.get("model"), dict)
-    ):
+    if not isinstance(config, dict) or config.get("kind") != kind or not _is_model(kind, config.get("model")):
         raise ValueError(f"nano-{kind}: {path} is not the configuration of a nano-{kind} reward")
     return config
+
+
+def _is_model(kind: Kind, model: Any) -> bool:
+    """Whether a network of reasonable size can be built from it."""
+    if not isinstance(model, dict) or set(model) != {"embed_dim", "vision_cfg", "text_cfg"}:
+        return False
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        return False
+    if set(vision) != _VISION_KEYS[kind] or set(text) != _TEXT_KEYS or text["pool_type"] != "eos":
+        return False
+    channels = vision.get("channels", [4])
+    if not isinstance(channels, list) or not 1 <= len(channels) <= _MAX_CHANNELS:
+        return False
+    numbers = [*vision.values(), *text.values(), *channels, model["embed_dim"]]
+    numbers = [number for number in numbers if number is not channels and number != "eos"]
+    if any(type(number) is not int or not 0 <= number <= _MAX_NUMBER for number in numbers):
+        return False
+    positive = [number for name, number in text.items() if name not in ("pad_id", "eos_id", "pool_type")]
+    positive += [number for number in vision.values() if number is not channels]
+    if (
+        min(*positive, *channels, model["embed_dim"]) < 1
+        or max(vision["layers"], text["layers"]) > _MAX_LAYERS
+    ):
+        return False
+    heads_fit = vision["width"] % vision.get("head_width", vision.get("heads")) == 0
+    return (
+        heads_fit
+        and text["width"] % text["heads"] == 0
+        and max(text["pad_id"], text["eos_id"]) < text["vocab_size"]
+        and all(number % 4 == 0 for number in channels)
+        and vision["image_size"] % vision.get("patch_size", 2 ** len(channels)) == 0
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from hummingbird.config import ConfigError, load_config
 from hummingbird.nano import world
 from hummingbird.rewards import load_reward
-from hummingbird.rewards.nano import Kind
+from hummingbird.rewards.nano import Kind, read_nano_config
 from tests.train.conftest import DEBUG
 from train.reward_task import (
     VISIBLE,
@@ -143,6 +144,44 @@ def test_a_trained_folder_is_a_reward(kind: Kind, parts: Path) -> None:
     other = "video" if kind == "image" else "image"
     with pytest.raises(ValueError, match=f"is not the configuration of a nano-{other} reward"):
         load_reward(f"nano-{other}", folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_cfg": {"hf_model_name": "someone/model"}},
+        {"vision_cfg": {"timm_model_name": "x"}},
+        {"vision_cfg": {"width": 10**9}},
+        {"vision_cfg": {"layers": 10**4}},
+        {"vision_cfg": {"width": 15}},
+        {"vision_cfg": {"head_width": 0}},
+        {"vision_cfg": {"width": True}},
+        {"text_cfg": {"pool_type": "last"}},
+        {"embed_dim": "8"},
+        {"embed_dim": 0},
+    ],
+)
+def test_a_hostile_configuration_builds_nothing(change: dict[str, Any], parts: Path, tmp_path: Path) -> None:
+    config = json.loads((parts / "reward_image/model/config.json").read_text())
+    assert read_nano_config(parts / "reward_image/model", "image") == config
+    for name, value in change.items():
+        config["model"][name] = {**config["model"][name], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is not the configuration of a nano-image reward"):
+        read_nano_config(tmp_path, "image")
+
+
+def test_a_configuration_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        read_nano_config(tmp_path, "image")
+    for text, message in (
+        ("{", "is not JSON"),
+        ("[" * 60_000, "is not JSON"),
+        (" " * 70_000, "is over 65536"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_nano_config(tmp_path, "image")
 
 
 def test_the_recipes_are_small() -> None:
