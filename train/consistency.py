@@ -142,7 +142,7 @@ def consistency_step(
 
     Reference:
         Luo et al., arXiv 2310.04378, equation 9 (the consistency function) and algorithm 1 (one step);
-        pseudo-Huber: Song and Dhariwal, arXiv 2310.14189, equation 8.
+        pseudo-Huber: Song and Dhariwal, arXiv 2310.14189.
     """
     if config.target == "ema" and target_network is None:
         raise ValueError('target: got "ema" without a network of averaged weights; expected one')

@@ -185,8 +185,7 @@ def contrastive_loss(
         text_labels: (B + N,) integers.
 
     Reference:
-        Yang et al., arXiv 2204.03610, equations 2 to 4; the further wrong captions: Yuksekgonul et al.,
-        arXiv 2210.01936, section 4.
+        Yang et al., arXiv 2204.03610; the further wrong captions: Yuksekgonul et al., arXiv 2210.01936.
     """
     logits = scale.clamp(max=_MAX_LOGIT_SCALE) * images @ texts.T
     is_right = (image_labels[:, None] == text_labels[None]).float()

@@ -1,13 +1,13 @@
 """Rewards as a loss of latents: a few frames decoded with gradients, several rewards, weights that change.
 
 Reference:
-    Li et al., T2V-Turbo, arXiv 2405.18750, equations 6 and 7.
+    Li et al., T2V-Turbo, arXiv 2405.18750.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -119,7 +119,7 @@ class RewardTerm:
 
     reward: Reward
     weight: WeightSchedule
-    frame_selection: FrameSelection | None = field(default=None)
+    frame_selection: FrameSelection | None = None
 
 
 def reward_loss(
@@ -135,8 +135,8 @@ def reward_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The negative weighted sum of mean scores of latents.
 
-    Each reward's gradient is taken down to the latents before the next one starts, so only one of them is in
-    memory at a time, and its norm is known. The result carries their sum to whatever made the latents, with
+    Each reward's gradient is taken down to the latents before the next one starts, so what is kept for it is
+    that of one reward at a time, and its norm is known. The result carries their sum to whatever made the latents, with
     the gradient that the plain sum would have.
 
     Args:

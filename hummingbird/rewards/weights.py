@@ -66,7 +66,6 @@ def load_network(
     *,
     name: str,
     unused: str = "",
-    renames: Mapping[str, str] | None = None,
     allow_unknown: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> KeyReport:
@@ -77,7 +76,6 @@ def load_network(
         stored: The checkpoint's tensors.
         name: Of the reward, for messages.
         unused: Regular expression of the keys (whole) that are known to have no effect; they may be absent.
-        renames: Beginnings of our keys -> those of the checkpoint, where they differ.
         allow_unknown: Whether the checkpoint may hold more; only for families whose files are known to.
         dtype: Of the weights.
 
@@ -87,7 +85,7 @@ def load_network(
     Raises:
         CheckpointError: Where a key is missing, over or of another shape; the message names them.
     """
-    sources = {key: Source(_renamed(key, renames or {})) for key in network.state_dict()}
+    sources = {key: Source(key) for key in network.state_dict()}
     ignored = {key for key in stored if unused and re.fullmatch(unused, key)}
     recipes, report = map_keys(network, sources, stored, ignored=ignored)
     reshaped = tuple(entry.replace(" -> ", ", expected ") for entry in report.reshaped)
@@ -103,10 +101,3 @@ def load_network(
         )
     fill(network, recipes, dtype)
     return report
-
-
-def _renamed(key: str, renames: Mapping[str, str]) -> str:
-    for ours, theirs in renames.items():
-        if key.startswith(ours):
-            return theirs + key.removeprefix(ours)
-    return key
