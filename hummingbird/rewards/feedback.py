@@ -135,9 +135,9 @@ def reward_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The negative weighted sum of mean scores of latents.
 
-    Each reward's gradient is taken down to the latents before the next one starts, so what is kept for it is
-    that of one reward at a time, and its norm is known. The result carries their sum to whatever made the latents, with
-    the gradient that the plain sum would have.
+    Each reward's gradient is taken down to the latents before the next one starts: what is kept for gradients
+    is that of one reward at a time, and the norm of each is known. The result carries their sum to whatever
+    made the latents, with the gradient that the plain sum would have.
 
     Args:
         terms: Which rewards; a term whose weight is 0 at this step is not computed.
