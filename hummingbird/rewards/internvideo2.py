@@ -213,7 +213,7 @@ class InternVideo2Vision(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_frames * self.patches_per_frame, embed_dim))
         self.img_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patches_per_frame, embed_dim))
-        hidden_width = int(embed_dim * mlp_ratio + 1e-6)  # 48 / 11 is not exact
+        hidden_width = int(embed_dim * mlp_ratio)
         self.blocks = nn.ModuleList(
             InternVideo2Block(embed_dim, num_heads, hidden_width, qkv_bias, activation) for _ in range(depth)
         )

@@ -13,7 +13,10 @@ from diffusers import LCMScheduler
 from torch import Tensor
 
 from hummingbird.models import UNetSpatioTemporalModel, config_from_ldm
+from hummingbird.rewards import RewardTerm, WeightSchedule, reward_loss
 from tests.golden_files import golden_config, golden_tensors
+from tests.pipelines.tiny import tiny_components
+from tests.rewards.tiny import tiny_reward
 from train.consistency import ConsistencyConfig, ConsistencyDraw, consistency_step, draw_consistency
 
 NAME = "distill_step"
@@ -118,6 +121,26 @@ def test_target_of_averaged_weights() -> None:
     assert (moved.target - own.target)[0].abs().max() > 1.0
     assert torch.equal(moved.target[1], own.target[1])
     assert not moved.target.requires_grad
+
+
+@pytest.mark.golden
+def test_rewards_reach_the_student_through_its_prediction() -> None:
+    """Decoder, preprocessing and reward between them; teacher, decoder and reward get no gradient."""
+    vae = tiny_components()["vae"].requires_grad_(False)
+    reward = tiny_reward("hpsv2")
+    done = step(ORIGINAL)
+    student, teacher = networks()
+    terms = [RewardTerm(reward=reward, weight=WeightSchedule(end=1.0))]
+    # Untrained predictions are far out of the range of colours, where clamping leaves no gradient.
+    loss, figures = reward_loss(
+        terms, vae, 0.01 * done.prediction, ["a", "b"], step=0, generator=torch.Generator().manual_seed(0)
+    )
+    loss.backward()
+    assert figures["reward_grad_norm/hpsv2"] > 0
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+    frozen = [*teacher.parameters(), *vae.parameters(), *reward.parameters()]
+    assert all(parameter.grad is None for parameter in frozen)
 
 
 def test_draws_are_in_range_and_of_the_generator_alone() -> None:
