@@ -11,6 +11,7 @@ import pytest
 from hummingbird.config import load_config
 from train import nano
 from train.loop import LoopConfig
+from train.reward_task import NanoRewardConfig, train_reward
 from train.teacher import TeacherConfig, train_teacher
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -18,6 +19,8 @@ STAGES = ("teacher_spatial", "teacher_motion", "teacher")
 RECIPES: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "vae": (nano.AutoencoderConfig, nano.train_autoencoder),
     "text": (nano.TextTowerConfig, nano.train_text_tower),
+    "reward_image": (NanoRewardConfig, train_reward),
+    "reward_video": (NanoRewardConfig, train_reward),
     **{stage: (TeacherConfig, train_teacher) for stage in STAGES},
 }
 
@@ -44,7 +47,7 @@ def train(name: str, parts: Path, output: Path, *overrides: str) -> LoopConfig:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All parts of a tiny nano, each trained without a break."""
     folder = tmp_path_factory.mktemp("nano")
-    for name in ("vae", "text"):
+    for name in ("vae", "text", "reward_image", "reward_video"):
         train(name, folder, folder / name)
     flags = ["--vae", str(folder / "vae/model"), "--output", str(folder / "latents.safetensors")]
     nano.write_latents(load_config(nano.LatentsConfig, DEBUG / "nano_latents.yaml", flags))

@@ -151,9 +151,11 @@ def test_accelerate_reads_our_launch_files(name: str, processes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "text", "teacher_spatial", "teacher_motion"])
+@pytest.mark.parametrize(
+    "name", ["vae", "text", "reward_image", "reward_video", "teacher_spatial", "teacher_motion"]
+)
 def test_two_processes_train_one_network(name: str, parts: Path, tmp_path: Path) -> None:
-    if name in ("vae", "text"):
+    if not name.startswith("teacher"):
         words = ["train/nano.py", name, str(DEBUG / f"nano_{name}.yaml"), "--loop.output", str(tmp_path)]
     else:
         words = ["train/teacher.py", str(DEBUG / f"nano_{name}.yaml"), "--loop.output", str(tmp_path)]

@@ -20,6 +20,7 @@ from hummingbird.nano import world
 from tests.train.conftest import DEBUG, RECIPES, STAGES, recipe, train
 from train import dataset, nano
 from train.loop import checkpoints
+from train.reward_task import MovingShapesPairs
 from train.teacher import build_task
 
 ROOT = DEBUG.parents[1]
@@ -33,7 +34,8 @@ def model_files(run: Path) -> dict[str, bytes]:
 @pytest.fixture
 def interrupted_at_step_3(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """All data raises Ctrl-C where the fourth batch is wanted."""
-    for cls in (dataset.MovingShapesFrames, dataset.MovingShapesCaptions, dataset.LatentClips):
+    kinds = (dataset.MovingShapesFrames, dataset.MovingShapesCaptions, dataset.LatentClips, MovingShapesPairs)
+    for cls in kinds:
         batch = cls.batch
 
         def stop(self: object, index: int, batch: object = batch) -> object:
