@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from data_pipeline.engine import EngineError
 from data_pipeline.journal import Journal, digest
 from data_pipeline.recaption.chat import Chat, NoReply, Reply
-from data_pipeline.recaption.guards import Guards, looks_injected, tidy
+from data_pipeline.recaption.guards import Guards, clip_tokens, looks_injected, tidy
 from data_pipeline.recaption.rules import clean_caption
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Rewriter:
             min_overlap=settings.min_overlap,
             max_clip_tokens=settings.max_clip_tokens,
         )
+        clip_tokens("")  # loads the tokenizer here, before many threads want it at once
 
     def close(self) -> None:
         """Threads that are still waiting for an answer change nothing any more."""
