@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from data_pipeline.recaption.guards import Guards, looks_injected, tidy
 from data_pipeline.recaption.rules import clean_caption
 from data_pipeline.stages.recaption import DEFAULT_PROMPT
@@ -58,9 +60,9 @@ def main() -> None:
         "captions": len(captions),
         "rules_per_s": round(captions_per_s(clean_caption, captions, options.seconds)),
         "guards_per_s": round(captions_per_s(check, captions, options.seconds)),
-        "environment": environment(),
+        "environment": environment(torch.device("cpu"), "float32"),
     }
-    print(json.dumps(figures))
+    print(json.dumps(figures))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -622,9 +622,10 @@ class _Curation:
         if due:
             progress = Progress("recaption", len(due), 0, "captions")
             try:
-                for key, decision in recaptioner.results(questions):
-                    decisions.add(key, decision)
-                    progress.add(decision["reason"] or "rewritten")
+                with closing(recaptioner.results(questions)) as results:
+                    for key, decision in results:
+                        decisions.add(key, decision)
+                        progress.add(decision["reason"] or "rewritten")
             finally:
                 progress.close()
                 decisions.sync()

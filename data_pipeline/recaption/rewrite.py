@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -156,7 +156,7 @@ def rewrite(caption: str) -> dict[str, Any]:
 
 def rewrite_all(
     settings: RecaptionConfig, chat: Chat, questions: Iterable[Question], cache: Journal
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """Decide about captions, ``chat.threads`` at a time; give (key, decision) as they are made.
 
     A failure of the server is handed out only when a later answer shows that the server is alive: failures

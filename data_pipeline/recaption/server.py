@@ -1,8 +1,8 @@
 """Asks an OpenAI-compatible server: ``POST BASE_URL/chat/completions``, with bounds on time, size and tries.
 
-Written on httpx and not on the ``openai`` package. That one retries with jitter of its own, reads answers of any
-size whole, and its timeout is for each read, so that a server which sends a byte a minute holds it for ever.
-Here every try has a deadline, an answer has a largest size, and the waits are drawn from a seed.
+Written on httpx and not on the ``openai`` package. That one retries with jitter of its own, reads answers of
+any size whole, and its timeout is for each read, so that a server which sends a byte a minute holds it for
+ever. Here every try has a deadline, an answer has a largest size, and the waits are drawn from a seed.
 
 Reference: OpenAI API, "Create chat completion"; RFC 9110, 10.2.3 (Retry-After).
 """
@@ -17,7 +17,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.engine import EngineError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from data_pipeline.stages.recaption import RecaptionConfig
 
-__all__ = ["ServerChat"]
+__all__ = ["ServerChat", "backoff_s"]
 
 MAX_ANSWER_BYTES = 1_000_000
 _MAX_CONNECT_S = 10.0
@@ -102,20 +102,18 @@ class ServerChat:
                 **json.loads(settings.extra_body),
             }
         ).encode()
-        waits = random.Random(digest(settings.seed, prompt))
-        for number in range(1, settings.max_tries + 1):
+        waits = backoff_s(settings, prompt)
+        while True:
             try:
                 return self._try(body)
             except _Temporary as failure:
-                if number == settings.max_tries:
-                    raise NoReply(failure.reason, f"after {number} tries") from failure
-                # Full jitter, so that many clients do not come back together; what the server asks for is a
-                # lower bound.
-                backoff_s = waits.uniform(0.5, 1.0) * settings.backoff_s * 2 ** (number - 1)
-                wait_s = min(settings.max_wait_s, max(backoff_s, failure.wait_s or 0.0))
+                wait_s = next(waits, None)
+                if wait_s is None:
+                    raise NoReply(failure.reason, f"after {settings.max_tries} tries") from failure
+                # What the server asks for is a lower bound.
+                wait_s = min(settings.max_wait_s, max(wait_s, failure.wait_s or 0.0))
                 if self._stopping.wait(wait_s):
                     raise NoReply("server: stopped") from failure
-        raise AssertionError("max_tries is at least 1")
 
     def _try(self, body: bytes) -> Reply:
         """One request.
@@ -160,6 +158,17 @@ class ServerChat:
         if self._key:
             text = text.replace(self._key, "***")
         return "".join(character for character in text if character.isprintable())[:_MAX_QUOTE]
+
+
+def backoff_s(settings: RecaptionConfig, prompt: str) -> Iterator[float]:
+    """Seconds to wait after each failed try but the last: doubling, less up to a half by chance.
+
+    The chance differs from prompt to prompt, so requests that failed together do not come back together; it
+    is drawn from the seed, so it is the same in every run.
+    """
+    generator = random.Random(digest(settings.seed, prompt))
+    for number in range(settings.max_tries - 1):
+        yield generator.uniform(0.5, 1.0) * settings.backoff_s * 2**number
 
 
 def _content(prompt: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:

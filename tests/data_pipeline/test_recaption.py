@@ -211,7 +211,7 @@ def test_a_served_model_in_a_whole_run_of_the_command(
     chat_model: Path, base_url: str, videos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    places = ["--input", str(videos), "--output", str(output)]
+    places = ["--input", str(videos), "--output", str(output), "--workers", "1"]
     settings = ["--recaption.backend", "openai", "--recaption.model", str(chat_model)]
     settings += ["--recaption.base-url", base_url, "--recaption.api-key-env", "TINY_KEY"]
     done = subprocess.run(

@@ -20,7 +20,7 @@ from data_pipeline.engine import EngineError
 from data_pipeline.journal import Journal
 from data_pipeline.recaption.chat import NoReply
 from data_pipeline.recaption.rewrite import Question, rewrite_all
-from data_pipeline.recaption.server import MAX_ANSWER_BYTES, ServerChat
+from data_pipeline.recaption.server import MAX_ANSWER_BYTES, ServerChat, backoff_s
 from data_pipeline.stages.recaption import RecaptionConfig
 from tests.data_pipeline.scripted_server import Answer, prompt_of, said, scripted
 
@@ -142,6 +142,15 @@ def test_retry_after_is_waited_for(form: str) -> None:
     assert moments[1] - moments[0] >= 0.95, "dates have whole seconds: 2 s from now is over 1 s away"
 
 
+def test_waits_double_with_jitter_that_the_seed_repeats() -> None:
+    config = settings("http://127.0.0.1:1/v1", max_tries=6, backoff_s=2.0)
+    waits = list(backoff_s(config, "a prompt"))
+    assert len(waits) == 5
+    assert all(2.0**number <= wait <= 2.0 ** (number + 1) for number, wait in enumerate(waits))
+    assert waits == list(backoff_s(config, "a prompt"))
+    assert waits != list(backoff_s(config, "another"))
+
+
 def test_retry_after_has_a_limit() -> None:
     trouble = Answer(status=429, headers={"Retry-After": "86400"})
     outcome, _ = ask(first(trouble), max_wait_s=0.1)
@@ -238,6 +247,20 @@ def test_many_at_a_time_and_every_one_once(tmp_path: Path) -> None:
     again, server = decided(lambda number, body: Answer(status=500), 40, tmp_path / "cache")
     assert again == found, "everything is in the cache"
     assert not server.requests
+
+
+def test_the_source_caption_is_sent_cleaned_and_escaped(tmp_path: Path) -> None:
+    with scripted(lambda number, body: said("A dog in blue paint.")) as server:
+        config = settings(server.base_url)
+        chat = ServerChat(config, None)
+        question = Question(
+            key="k" * 16, caption="4k stock video of a dog [blue] {caption} 5 < 6 > 4 | iStock"
+        )
+        found = dict(rewrite_all(config, chat, [question], Journal(tmp_path / "cache")))
+        chat.close()
+    prompt = prompt_of(server.requests[0])
+    assert prompt.endswith("<caption>A dog (blue) (caption) 5 ‹ 6 › 4</caption>")
+    assert found["k" * 16]["caption"] == "A dog in blue paint."
 
 
 def test_a_bad_answer_is_asked_for_once_more_with_the_reason(tmp_path: Path) -> None:

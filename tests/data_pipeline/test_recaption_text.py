@@ -164,16 +164,18 @@ def cell(text: str) -> str:
     return f"`{shown if len(shown) <= 70 else shown[:67] + '...'}`" if shown else "(nothing)"
 
 
-def tables() -> str:
-    """The generated part of the documentation."""
-    lines = ["| caption | after `rules` |", "|---|---|"]
-    lines += [f"| {cell(text)} | {cell(cleaned)} |" for text, cleaned in RULES]
-    lines += ["", "| guard | finds |", "|---|---|"]
-    lines += [f"| {name} | {finds} |" for name, finds in GUARDS.items()]
-    lines += ["", "| source caption | answer of the model | decision |", "|---|---|---|"]
-    lines += [f"| {cell(source)} | {cell(answer)} | {decided} |" for source, answer, decided in GUARD_CASES]
-    return "\n".join(lines)
+def tables() -> list[str]:
+    """The generated parts of the documentation."""
+    rules = ["| caption | after `rules` |", "|---|---|"]
+    rules += [f"| {cell(text)} | {cell(cleaned)} |" for text, cleaned in RULES]
+    finds = ["| guard | finds |", "|---|---|"]
+    finds += [f"| {name} | {what} |" for name, what in GUARDS.items()]
+    cases = ["| source caption | answer of the model | decision |", "|---|---|---|"]
+    cases += [f"| {cell(source)} | {cell(answer)} | {decided} |" for source, answer, decided in GUARD_CASES]
+    return ["\n".join(table) for table in (rules, finds, cases)]
 
 
 def test_the_documented_tables_are_these() -> None:
-    assert tables() in DOCS.read_text()
+    text = DOCS.read_text()
+    for table in tables():
+        assert table in text

@@ -199,7 +199,7 @@ def serving(log: Path) -> Iterator[str]:
             [sys.executable, "-c", start, *words], stdout=file, stderr=file, env=environment
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while True:
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
