@@ -96,6 +96,8 @@ def _report(summary: Summary, as_json: bool) -> None:
     _answer(f"{'status':<9}{'clips':>9}  reason")
     for (status, reason), count in rows:
         _answer(f"{status:<9}{count:>9}  {reason}".rstrip())
+    for (source, note), count in sorted(summary.captions.items()):
+        _answer(f"{'captions':<9}{count:>9}  {source}{': ' if note else ''}{note}")
     _answer(
         f"{summary.num_rows} rows from {summary.num_sources} sources, {summary.num_shards} shards, "
         f"{summary.seconds:.1f} s, largest worker {summary.worker_peak_mib:.0f} MiB"
@@ -114,6 +116,10 @@ def _report(summary: Summary, as_json: bool) -> None:
                     "rows": summary.num_rows,
                     **by_status,
                     "reasons": reasons,
+                    "captions": {
+                        f"{source}: {note}".rstrip(": "): count
+                        for (source, note), count in summary.captions.items()
+                    },
                     "alarms": list(summary.alarms),
                     "shards": summary.num_shards,
                     "seconds": round(summary.seconds, 3),

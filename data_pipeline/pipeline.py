@@ -1,7 +1,7 @@
 """A curation run, from raw videos to shards and a manifest, in phases that can be broken off anywhere.
 
     ingest -> split (one task per source) -> score (one per clip) -> resolve (all clips at once)
-           -> write (one per kept clip) -> shards -> manifest
+           -> recaption (one per kept clip) -> write (one per kept clip) -> shards -> manifest
 
 Every task is a pure function of settings and a file. Its result goes into a journal under ``OUTPUT/work``
 before anything builds on it, and what is built from the journals depends neither on time nor on the order in
@@ -22,7 +22,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,12 +34,14 @@ from data_pipeline.clip import Clip, ClipSpec, Crop, Drop, Source, Stage, clip_i
 from data_pipeline.engine import EngineError, Failure, Pool, Task
 from data_pipeline.journal import Journal, digest
 from data_pipeline.progress import Progress
+from data_pipeline.recaption.rewrite import Question
 from data_pipeline.resolve import Candidate, resolve
 from data_pipeline.stages.basics import BasicsConfig
 from data_pipeline.stages.dedup import DedupConfig
 from data_pipeline.stages.ingest import IngestConfig
 from data_pipeline.stages.motion import MotionConfig
 from data_pipeline.stages.quality import QualityConfig
+from data_pipeline.stages.recaption import RecaptionConfig, Recaptioner, frame_path, sample_frames
 from data_pipeline.stages.shots import ShotsConfig
 from data_pipeline.stages.write import Sample, WriteConfig, encode_clip, write_shard
 from hummingbird.config import config_dataclass, save_config
@@ -86,6 +88,7 @@ class PipelineConfig:
     motion: MotionConfig = MotionConfig()
     quality: QualityConfig = QualityConfig()
     dedup: DedupConfig = DedupConfig()
+    recaption: RecaptionConfig = RecaptionConfig()
     write: WriteConfig = WriteConfig()
 
     @property
@@ -109,6 +112,8 @@ class Summary:
     Attributes:
         reasons: number of rows by (status, reason).
         alarms: lines about scores that cannot be right.
+        captions: number of clips by (where the caption is from, why the original stayed); empty where none
+            was to be rewritten.
         worker_peak_mib: largest memory of one worker.
     """
 
@@ -117,6 +122,7 @@ class Summary:
     num_rows: int
     reasons: dict[tuple[str, str], int]
     alarms: tuple[str, ...]
+    captions: dict[tuple[str, str], int]
     num_shards: int
     seconds: float
     worker_peak_mib: float
@@ -231,7 +237,12 @@ def describe(config: PipelineConfig) -> dict[str, Any]:
         "sources": counts.total(),
         "dead_sources": counts["dead"],
         "workers": config.num_workers,
-        "stages": ["shots", *(stage.name for stage in config.stages), "write"],
+        "stages": [
+            "shots",
+            *(stage.name for stage in config.stages),
+            *(["recaption"] if config.recaption.backend != "none" else []),
+            "write",
+        ],
         "settings": {name: value for name, value in values.items() if isinstance(value, dict)},
     }
 
@@ -251,6 +262,7 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
     """
     started = time.monotonic()
     input_path, output = _places(config)
+    config.recaption.check()
     # Read before anything is written: a wrong input leaves no output behind.
     sources = [_decodable(source) for source in config.ingest.sources(input_path)]
     with ExitStack() as stack:
@@ -267,6 +279,7 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
         num_rows=sum(reasons.values()),
         reasons=reasons,
         alarms=alarms,
+        captions=curation.captions,
         num_shards=num_shards,
         seconds=time.monotonic() - started,
         worker_peak_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
@@ -334,7 +347,8 @@ def _without_leftovers(output: Path) -> Iterator[None]:
     """Remove files that were being written when a run or a worker was killed, now and at the end."""
 
     def clean() -> None:
-        for folder in (output, output / "shards", *(output / "work" / "clips").glob("*")):
+        work = output / "work"
+        for folder in (output, output / "shards", *work.glob("clips/*"), *work.glob("frames/*")):
             for path in folder.glob(".*.part*"):
                 path.unlink(missing_ok=True)
 
@@ -361,6 +375,15 @@ class _Found:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _ToCaption:
+    """A clip whose caption is to be rewritten; ``frames_key`` is that of the task that writes its frames."""
+
+    spec: ClipSpec
+    crop: Crop | None
+    frames_key: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Kept:
     """A clip on its way into a shard; ``key`` is that of its write task."""
 
@@ -368,6 +391,16 @@ class _Kept:
     crop: Crop | None
     scores: dict[str, float]
     key: str
+    caption: _Caption
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Caption:
+    """A clip's caption to train with; ``source`` and ``note`` are the manifest's columns."""
+
+    text: str | None
+    source: str = "original"
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -401,6 +434,9 @@ class _Curation:
         self._score = self._journal("score", stack)
         self._write = self._journal("write", stack)
         self._shards = self._journal("shards", stack)
+        self._stack = stack
+        self._captions: dict[str, _Caption] = {}
+        self.captions: Counter[tuple[str, str]] = Counter()
         self._shots_digest = digest(RESULTS_VERSION, _local("shots", config.shots))
         self._stages_digest = digest([_local(stage.name, stage) for stage in config.stages])
         self._write_digest = digest(_local("write", config.write))
@@ -418,11 +454,14 @@ class _Curation:
         self._split_sources()
         self._score_clips()
         drops, alarms = self._resolve()
+        if self._config.recaption.backend != "none":
+            self._recaption(drops)
         shards = self._write_clips(drops)
         self._write_shards(shards)
         reasons = self._write_manifest(drops, shards)
         if not self._config.keep_clips:
-            shutil.rmtree(self._output / "work" / "clips", ignore_errors=True)
+            for name in ("clips", "frames"):
+                shutil.rmtree(self._output / "work" / name, ignore_errors=True)
         return reasons, alarms, len(shards)
 
     # Keys: everything that a result depends on.
@@ -463,12 +502,7 @@ class _Curation:
             tasks: gives all tasks of the phase, anew at each call: they are never held in memory together.
         """
 
-        def is_due(key: str) -> bool:
-            if key not in journal or is_lost(key):
-                return True
-            return self._config.retry_failed and journal[key].get("status") == "error"
-
-        dues = [is_due(task.key) for task in tasks()]
+        dues = [self._is_due(journal, task.key) or is_lost(task.key) for task in tasks()]
         if not any(dues):
             return
         missing = (task for task, due in zip(tasks(), dues, strict=True) if due)
@@ -481,6 +515,11 @@ class _Curation:
         finally:
             progress.close()
             journal.sync()
+
+    def _is_due(self, journal: Journal, key: str) -> bool:
+        if key not in journal:
+            return True
+        return self._config.retry_failed and journal[key].get("status") == "error"
 
     def _checked(self, failure: Failure, phase: str) -> dict[str, Any]:
         """A failure as a row's contents, unless it is the machine's and not the clip's.
@@ -547,15 +586,106 @@ class _Curation:
             self._say(f"warning: {alarm}")
         return resolution.drops, resolution.alarms
 
-    def _write_clips(self, drops: dict[str, Drop]) -> list[_Shard]:
-        """Encode every kept clip whose file is needed, and plan the shards."""
-        kept = []
+    def _kept_clips(self, drops: dict[str, Drop]) -> Iterator[tuple[_Found, dict[str, Any]]]:
+        """The clips that no stage dropped, with what the stages said."""
         for found in self._clips():
             score = self._score[self._score_key(found)]
             if score["status"] == "kept" and found.spec.clip_id not in drops:
-                crop = Crop(**score["crop"]) if score["crop"] else None
-                key = self._write_key(found, score["crop"])
-                kept.append(_Kept(spec=found.spec, crop=crop, scores=score["scores"], key=key))
+                yield found, score
+
+    def _recaption(self, drops: dict[str, Drop]) -> None:
+        """Give every kept clip the caption to train with."""
+        settings = self._config.recaption
+        decisions = self._journal("recaption", self._stack)
+        frames = self._journal("frames", self._stack)
+        recaptioner = Recaptioner(settings, self._journal("answers", self._stack))
+        self._stack.callback(recaptioner.close)
+        clips = [self._to_caption(found, score) for found, score in self._kept_clips(drops)]
+        if settings.looks_at_frames:
+            self._sample_frames(clips, frames, lambda key: False)
+        keys: dict[str, str] = {}
+        due: dict[str, _ToCaption] = {}
+        for clip in clips:
+            sampled = frames[clip.frames_key] if settings.looks_at_frames else {"images": []}
+            if "images" in sampled:
+                key = recaptioner.key(clip.spec.caption or "", sampled["images"])
+                keys[clip.spec.clip_id] = key
+                if self._is_due(decisions, key):
+                    due.setdefault(key, clip)
+            else:
+                note = sampled["reason"]
+                self._captions[clip.spec.clip_id] = _Caption(text=clip.spec.caption, note=note)
+        if settings.looks_at_frames:
+            # Frames of clips that were answered may have gone with the end of an earlier run.
+            self._sample_frames(list(due.values()), frames, lambda key: self._has_lost_frames(frames, key))
+        questions = (self._question(key, clip, frames) for key, clip in due.items())
+        if due:
+            progress = Progress("recaption", len(due), 0, "captions")
+            try:
+                with closing(recaptioner.results(questions)) as results:
+                    for key, decision in results:
+                        decisions.add(key, decision)
+                        progress.add(decision["reason"] or "rewritten")
+            finally:
+                progress.close()
+                decisions.sync()
+        for clip in clips:
+            if clip.spec.clip_id in keys:
+                decision = decisions[keys[clip.spec.clip_id]]
+                caption = _Caption(text=clip.spec.caption, note=decision["reason"])
+                if decision["caption"] is not None:
+                    caption = _Caption(text=decision["caption"], source=settings.backend)
+                self._captions[clip.spec.clip_id] = caption
+        self.captions.update((caption.source, caption.note) for caption in self._captions.values())
+
+    def _to_caption(self, found: _Found, score: dict[str, Any]) -> _ToCaption:
+        settings = self._config.recaption
+        view = [settings.num_frames, settings.frame_short_side]
+        crop = Crop(**score["crop"]) if score["crop"] else None
+        return _ToCaption(spec=found.spec, crop=crop, frames_key=digest(found.identity, score["crop"], view))
+
+    def _sample_frames(
+        self, clips: Sequence[_ToCaption], frames: Journal, is_lost: Callable[[str], bool]
+    ) -> None:
+        """Write the pictures that a model is shown; by workers, since this decodes files from outside."""
+
+        def tasks() -> Iterator[Task]:
+            for clip in clips:
+                arguments = (self._config.recaption, clip.spec, clip.crop, self._frames_path(clip.frames_key))
+                yield Task(key=clip.frames_key, arguments=arguments)
+
+        self._run_tasks("frames", "clips", frames, sample_frames, tasks, self._config.clip_timeout_s, is_lost)
+
+    def _frames_path(self, key: str) -> Path:
+        return self._output / "work" / "frames" / key[:2] / key
+
+    def _has_lost_frames(self, frames: Journal, key: str) -> bool:
+        count = len(frames[key].get("images", ()))
+        return not all(frame_path(self._frames_path(key), number).is_file() for number in range(count))
+
+    def _question(self, key: str, clip: _ToCaption, frames: Journal) -> Question:
+        count = len(frames[clip.frames_key]["images"]) if self._config.recaption.looks_at_frames else 0
+        files = [frame_path(self._frames_path(clip.frames_key), number) for number in range(count)]
+        return Question(key=key, caption=clip.spec.caption or "", images=tuple(files))
+
+    def _caption(self, spec: ClipSpec) -> _Caption:
+        """What the recaptioning made of a clip's caption; clips that it never saw keep theirs."""
+        return self._captions.get(spec.clip_id, _Caption(text=spec.caption))
+
+    def _write_clips(self, drops: dict[str, Drop]) -> list[_Shard]:
+        """Encode every kept clip whose file is needed, and plan the shards."""
+        kept = []
+        for found, score in self._kept_clips(drops):
+            crop = Crop(**score["crop"]) if score["crop"] else None
+            kept.append(
+                _Kept(
+                    spec=found.spec,
+                    crop=crop,
+                    scores=score["scores"],
+                    key=self._write_key(found, score["crop"]),
+                    caption=self._caption(found.spec),
+                )
+            )
         kept.sort(key=lambda clip: clip.spec.clip_id)
 
         def encode(clips: Sequence[_Kept], is_lost: Callable[[str], bool]) -> None:
@@ -589,7 +719,7 @@ class _Curation:
         for number, first in enumerate(range(0, len(written), self._config.write.clips_per_shard)):
             clips = written[first : first + self._config.write.clips_per_shard]
             name = f"shards/{number:06d}.tar"
-            content = [[self._metadata(clip), clip.spec.caption] for clip in clips]
+            content = [self._metadata(clip) for clip in clips]
             path = self._output / name
             size_bytes = path.stat().st_size if path.is_file() else 0
             state = {"content": digest(content), "size_bytes": size_bytes}
@@ -601,7 +731,13 @@ class _Curation:
         """What a shard says of a clip: as it was written, with where it came from."""
         written = _without(self._write[clip.key], "seconds")
         span = {"source": _text(clip.spec.source_id), "start_s": clip.spec.start_s, "end_s": clip.spec.end_s}
-        return {"clip_id": clip.spec.clip_id, **span, **written, "scores": clip.scores}
+        captions = {
+            "caption": clip.caption.text,
+            "original_caption": clip.spec.caption,
+            "caption_source": clip.caption.source,
+            "caption_note": clip.caption.note,
+        }
+        return {"clip_id": clip.spec.clip_id, **span, **captions, **written, "scores": clip.scores}
 
     def _write_shards(self, shards: Sequence[_Shard]) -> None:
         folder = self._output / "shards"
@@ -619,7 +755,7 @@ class _Curation:
                 Sample(
                     clip_id=clip.spec.clip_id,
                     video=self._clip_path(clip.key),
-                    caption=clip.spec.caption or "",
+                    caption=clip.caption.text or "",
                     metadata=self._metadata(clip),
                 )
                 for clip in shard.clips
@@ -689,6 +825,8 @@ class _Curation:
         spec, score = found.spec, self._score[self._score_key(found)]
         span = ("clip_id", "start_s", "end_s", "num_frames", "fps", "width", "height")
         row = replace(row, **{name: getattr(spec, name) for name in span}, scores=score.get("scores", {}))
+        caption = self._caption(spec)
+        row = replace(row, caption=caption.text, caption_source=caption.source, caption_note=caption.note)
         verdict = score
         if spec.clip_id in drops:
             verdict = {"status": "dropped", **asdict(drops[spec.clip_id])}

@@ -30,7 +30,9 @@ __all__ = [
     "write_manifest",
 ]
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+_ADDED_IN_2 = ("caption_source", "caption_note")
+"""Columns that files of version 1 lack; their rows have the defaults of ``ClipRecord``."""
 _VERSION_KEY = b"hummingbird.manifest_version"
 _BATCH = 50_000
 """Rows in memory at a time, and in a row group."""
@@ -48,6 +50,8 @@ COLUMNS = {
     "height": "int32",
     "caption": "string",
     "original_caption": "string",
+    "caption_source": "string",
+    "caption_note": "string",
     "status": "string",
     "reason": "string",
     "detail": "string",
@@ -86,6 +90,9 @@ class ClipRecord:
             described in the sample's ``.json``.
         caption: text to train with.
         original_caption: text that came with the source.
+        caption_source: where ``caption`` is from: ``original``, or the recaptioning backend that wrote it.
+        caption_note: why a clip that was to be recaptioned has its original caption still: a short name that
+            rows are counted by; empty otherwise.
         scores: finite numbers by name.
         status: ``kept``, ``dropped`` or ``error``.
         reason: why it was not kept: a short name that rows are counted by; empty for a kept clip.
@@ -105,6 +112,8 @@ class ClipRecord:
     height: int | None = None
     caption: str | None = None
     original_caption: str | None = None
+    caption_source: str = "original"
+    caption_note: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     detail: str = ""
@@ -211,11 +220,14 @@ def _check(found: pyarrow.Schema, path: Path) -> None:
     import pyarrow
 
     version = (found.metadata or {}).get(_VERSION_KEY, b"none").decode("ascii", "replace")
-    if version != str(MANIFEST_VERSION):
+    if version not in ("1", str(MANIFEST_VERSION)):
         raise ManifestError(
-            f"{path}: got manifest version {version}, expected {MANIFEST_VERSION}; run the curation again"
+            f"{path}: got manifest version {version}, expected {MANIFEST_VERSION} (or 1); run the "
+            "curation again"
         )
     for column in schema():
+        if version == "1" and column.name in _ADDED_IN_2:
+            continue
         if found.get_field_index(column.name) < 0 or found.field(column.name).type != column.type:
             raise ManifestError(f"{path}: has no column {column.name!r} of type {column.type}")
     for column in found:
