@@ -1,9 +1,9 @@
-"""What the hardware under torch asks for: every decision that depends on the backend or the card, in one place.
+"""What the hardware under torch asks for: every decision that depends on backend or card, in one place.
 
-torch's ROCm builds answer to the device name ``cuda`` and to ``torch.cuda``, so the rest of the package does not
-ask which of the two it runs on. What differs is decided here, as one frozen value, and put into effect where a
-model moves to its device (``hummingbird.runtime``). Facts, their sources and what was never run on AMD hardware:
-docs/rocm.md.
+torch's ROCm builds answer to the device name ``cuda`` and to ``torch.cuda``, so the rest of the package does
+not ask which of the two it runs on. What differs is decided here, as one frozen value, and put into effect
+where a model moves to its device (``hummingbird.runtime``). Facts, their sources and what was never run on
+AMD hardware: docs/rocm.md.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def apply(settings: BackendSettings, environ: MutableMapping[str, str] | None = 
 
 
 def kernel_caches(backend: Backend, environ: Mapping[str, str] | None = None) -> dict[str, Path]:
-    """Folders in which compiled kernels and search results of the backend outlive the process, by what they hold.
+    """Folders in which kernels and search results of the backend outlive the process, by what they hold.
 
     Args:
         backend: of the device.
@@ -241,8 +241,8 @@ def advise(
     lines = []
     if compiled_architectures and card not in compiled_architectures and not values.get(_OVERRIDE_VARIABLE):
         lines.append(
-            f"this torch has no kernels for {card} (it has {', '.join(compiled_architectures)}): install a ROCm "
-            f"build that lists it; {_OVERRIDE_VARIABLE} is a workaround that AMD does not support"
+            f"this torch has no kernels for {card} (it has {', '.join(compiled_architectures)}): install a "
+            f"ROCm build that lists it; {_OVERRIDE_VARIABLE} is a workaround that AMD does not support"
         )
     mode = values.get(FIND_MODE_VARIABLE)
     if mode and mode.upper() not in ("FAST", "2"):
@@ -262,8 +262,8 @@ def advise(
         )
     if card not in _FUSED_ATTENTION and values.get(_ATTENTION_VARIABLE) != "1":
         lines.append(
-            f"{_ATTENTION_VARIABLE}=1 lets torch try its fused attention on {card}; without it attention needs "
-            "more memory"
+            f"{_ATTENTION_VARIABLE}=1 lets torch try its fused attention on {card}; without it attention "
+            "needs more memory"
         )
     lines.append("after an update of ROCm or torch run `hummingbird warmup` once per size: see docs/rocm.md")
     return lines
@@ -284,5 +284,7 @@ def _advise_without_gpu(built_for: Backend, dev: Path) -> list[str]:
             "--device /dev/kfd --device /dev/dri)"
         ]
     if nvidia.exists() and built_for == "cuda":
-        return [f"{nvidia} says that there is an NVIDIA GPU, but torch cannot use it: its driver may be too old"]
+        return [
+            f"{nvidia} says that there is an NVIDIA GPU, but torch cannot use it: its driver may be too old"
+        ]
     return []

@@ -260,7 +260,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(cut)
 
     heat = verbs.add_parser(
-        "warmup", help="compile a GPU's kernels for one size, once, before the first video", allow_abbrev=False
+        "warmup",
+        help="compile a GPU's kernels for one size, once, before the first video",
+        allow_abbrev=False,
     )
     heat.set_defaults(run=warmup)
     _add_model(heat)

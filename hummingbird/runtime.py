@@ -99,8 +99,8 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
     pipe: HummingbirdPipeline
     if not embedded and path.is_file():
         pipe = HummingbirdPipeline.from_single_file(path, dtype=precision)
+        if vae_precision != precision:
+            pipe.vae.to(vae_precision)
     else:
-        pipe = HummingbirdPipeline.from_pretrained(model, dtype=precision)
-    if vae_precision != precision:
-        pipe.vae.to(vae_precision)
+        pipe = HummingbirdPipeline.from_pretrained(model, dtype={"default": precision, "vae": vae_precision})
     return pipe.to(where)

@@ -71,8 +71,8 @@ def warm_up(
 ) -> WarmUp:
     """Run one denoising step and the decoder at one size, twice.
 
-    Kernels belong to shapes and types, not to values, and every step of a call has the same shapes: one step finds
-    all that a video of this size needs. On ROCm they stay in the folders of ``backends.kernel_caches``.
+    Kernels belong to shapes and types, not to values, and every step of a call has the same shapes: one step
+    finds all that a video of this size needs. On ROCm they stay in the folders of ``backends.kernel_caches``.
 
     Args:
         pipe: on its device.

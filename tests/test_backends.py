@@ -1,6 +1,6 @@
-"""Decisions per card, what they change and when, and proof that nothing needs CUDA: on a HIP that is simulated.
+"""Decisions per card, what they change and when, and proof that nothing needs CUDA: on a simulated HIP.
 
-No AMD hardware was there. torch's own answers (``torch.version.hip``, ``gcnArchName``) are put in from outside; the
+No AMD hardware was there. torch's own answers (``torch.version.hip``, ``gcnArchName``) come from outside; the
 code that decides, and the model that then runs, are the real ones.
 """
 
@@ -149,7 +149,9 @@ def test_no_picture_grows_by_a_transposed_convolution(tiny_model: Path) -> None:
     assert {"Upsample", "Upsample2D"} <= kinds
     for package in ("hummingbird", "data_pipeline", "train"):
         for path in (ROOT / package).rglob("*.py"):
-            named = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            named = {
+                node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+            }
             assert not {name for name in named if "ConvTranspose" in name or "conv_transpose" in name}, path
     assert not [kind for kind in kinds if "Transpose" in kind]
 
@@ -283,7 +285,9 @@ CUDA_ONLY = (
 
 HIP_HAS = {
     # torch/cuda in a ROCm build; torch's "HIP (ROCm) semantics" names the memory functions one by one.
-    "Event", "OutOfMemoryError", "Stream", "amp", "current_device", "current_stream", "device", "device_count",
+    # Graphs are HIP's there, under CUDA's name.
+    "CUDAGraph", "Event", "OutOfMemoryError", "Stream", "StreamContext", "amp", "current_device",
+    "current_stream", "device", "device_count",
     "empty_cache", "get_arch_list", "get_device_name", "get_device_properties", "get_rng_state", "graph",
     "init", "is_available", "is_bf16_supported", "is_initialized", "manual_seed", "manual_seed_all",
     "max_memory_allocated", "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_reserved",
@@ -295,9 +299,13 @@ meaning on AMD), ``nvtx``, ``cudart``, ``jiterator``, ``gds``, green contexts.""
 _AUDIT = """
 import json, sys, types
 blocked, out, report = sys.argv[1].split(","), sys.argv[2], sys.argv[3]
-for name in blocked:
-    sys.modules[name] = None  # an import of it fails; a look whether it is there says no
-import os, torch
+import importlib.machinery, os
+class Without(importlib.machinery.PathFinder):  # to imports and to those who only look: not installed
+    @classmethod
+    def find_spec(cls, name, *rest):
+        return None if name.split(".")[0] in blocked else super().find_spec(name, *rest)
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Without
+import torch
 torch.version.hip, torch.version.cuda = "7.2.0", None
 asked = {}
 class Watched(types.ModuleType):
@@ -312,19 +320,29 @@ import hummingbird.doctor, hummingbird.pipelines, hummingbird.runtime
 at_import = os.environ.get("MIOPEN_FIND_MODE")
 backends.detect = lambda device: backends.decide(radeon, torch.version.hip, os.environ)
 status = cli.main(["generate", "PROMPT", "--steps", "2", "--device", "cpu", "--out", out])
-loaded = sorted({name.split(".")[0] for name, module in sys.modules.items() if module is not None})
-json.dump({"status": status, "loaded": loaded, "at_import": at_import, "after": os.environ["MIOPEN_FIND_MODE"],
+loaded = sorted({name.split(".")[0] for name in sys.modules})
+json.dump({"status": status, "loaded": loaded, "at_import": at_import,
+           "after": os.environ["MIOPEN_FIND_MODE"],
            "asked": {file: sorted(names) for file, names in asked.items()}}, open(report, "w"))
 """
 
 
 def test_a_video_on_a_simulated_radeon_needs_nothing_of_cuda(tmp_path: Path) -> None:
-    """The embedded model in a process whose torch says HIP, whose card says gfx1100, and where every package for
-    NVIDIA alone fails to import. Only the device is not AMD's: the sums run on this CPU."""
+    """The embedded model in a process whose torch says HIP, whose card says gfx1100, and where every package
+    for NVIDIA alone is not installed. Only the device is not AMD's: the sums run on this CPU."""
     video, report = tmp_path / "a.mp4", tmp_path / "report.json"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MIOPEN", "HUMMING"))}
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MIOPEN", "HUMMING"))
+    }
     done = subprocess.run(
-        [sys.executable, "-c", _AUDIT.replace("PROMPT", PROMPT), ",".join(CUDA_ONLY), str(video), str(report)],
+        [
+            sys.executable,
+            "-c",
+            _AUDIT.replace("PROMPT", PROMPT),
+            ",".join(CUDA_ONLY),
+            str(video),
+            str(report),
+        ],
         cwd=tmp_path,
         env={**environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -339,7 +357,9 @@ def test_a_video_on_a_simulated_radeon_needs_nothing_of_cuda(tmp_path: Path) -> 
     assert not set(CUDA_ONLY) & set(found["loaded"])
     assert (found["at_import"], found["after"]) == (None, "FAST")
     torch_itself = str(Path(torch.__file__).parent)
-    asked = {name for file, names in found["asked"].items() if not file.startswith(torch_itself) for name in names}
+    asked = {
+        name for file, names in found["asked"].items() if not file.startswith(torch_itself) for name in names
+    }
     assert asked <= HIP_HAS, asked - HIP_HAS
     ours = {name for file, names in found["asked"].items() if file.startswith(str(ROOT)) for name in names}
     assert ours == set(), "--device cpu asks nothing of torch.cuda"
