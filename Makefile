@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(KEY)
 STAMP_DEV := $(VENV)/.installed-dev-$(KEY)
 PLACE := $(VENV)/.checkout
 
-.PHONY: demo test lint types nano clean install install-dev
+.PHONY: demo test lint types nano dist clean install install-dev
 
 demo: install
 	@mkdir -p outputs
@@ -31,8 +31,14 @@ lint: install-dev
 nano: install
 	$(RUN) train/nano.py all configs/train
 
+# A wheel and a source distribution in dist/, checked as the package index checks them.
+dist: install-dev
+	rm -rf dist
+	$(PY) -m build --no-isolation
+	$(PY) -m twine check --strict dist/*
+
 clean:
-	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find hummingbird data_pipeline train tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environment -----------------------------------------------------------------------------------------------
