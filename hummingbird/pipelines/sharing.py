@@ -102,7 +102,8 @@ class SharablePipeline(DiffusionPipeline):
         """Save every component, a model card (``README.md``), a loader (``pipeline.py``) and, where the model
         that this one was made from has a ``LICENSE``, that.
 
-        A card, loader or licence that is there already, in the folder or in the hub's repository, is left as it is.
+        A card, loader or licence that is there already, in the folder or in the hub's repository, is left as
+        it is.
 
         Args:
             save_directory: Folder, made where it is missing.
