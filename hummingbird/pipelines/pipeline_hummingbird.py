@@ -132,6 +132,7 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
         for name in _left_out(Path(source)):
             kwargs.setdefault(name, None)
         pipe = super().from_pretrained(source, **kwargs)
+        pipe.origin = Path(source) if Path(source).is_dir() else None
         _align_weights(pipe)
         return pipe
 
