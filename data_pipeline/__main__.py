@@ -140,10 +140,8 @@ def _write_page(output: Path, input_path: Path | None, as_json: bool) -> None:
     for note in summary.notes:
         _say(f"note: {note}")
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
-    missing = f" ({summary.num_missing} missing)" if summary.num_missing else ""
-    _answer(
-        f"{summary.num_rows} rows from {summary.num_sources} sources: {counts}; {summary.num_pictures} pictures{missing}"
-    )
+    _answer(f"{summary.num_rows} rows from {summary.num_sources} sources: {counts}")
+    _answer(f"{summary.num_pictures} clips shown, {summary.num_missing} could not be shown")
     _answer(str(summary.path))
     if as_json:
         values = {

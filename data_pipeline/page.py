@@ -3,7 +3,7 @@
 Nothing here knows about clips. A page has no scripts and refers to nothing outside of itself; its policy
 (Content-Security-Policy) forbids both to whatever slips in. The same calls give the same bytes.
 
-Charts are drawn for cards of about 340 pixels and grow with them, so their text stays readable on a phone.
+Charts are drawn for cards of about 300 pixels and grow with them, so their text stays readable on a phone.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e
 
 _VOID = frozenset({"br", "img", "meta"})
 
-_WIDTH, _HEIGHT = 340, 176
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 30, 22
+_WIDTH, _HEIGHT = 300, 160
+_LEFT, _RIGHT, _TOP, _BOTTOM = 34, 10, 30, 20
 """Size of a chart and of the margins around its plot, in pixels."""
+
+_LETTER = 6.5
+"""About the width of a letter, in pixels."""
 
 _MAX_STRETCH = 2.5
 """An axis is lengthened up to so many times to show a mark; beyond, an arrow points to where it would be."""
@@ -96,10 +99,8 @@ def short(text: str, limit: int) -> str:
 
 
 def number(value: float) -> str:
-    """A number for people: 1,234,567; 12.3; 0.0045."""
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if abs(value) >= 1000:
+    """A finite number for people: 1,234,567; 12.3; 0.0045."""
+    if abs(value) < 1e15 and (value == int(value) or abs(value) >= 1000):
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -159,11 +160,11 @@ def bar(parts: Sequence[tuple[str, float]], total: float, label: str) -> Html:
     return element("svg", element("title", label), track, *rects, class_="bar", role="img", aria_label=label)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about ``count`` of them."""
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers from ``low`` to ``high``, at most ``most`` of them and about half as many at least."""
     if not high > low:
         return [low]
-    rough = (high - low) / max(count - 1, 1)
+    rough = (high - low) / max(most - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -190,10 +191,12 @@ def histogram(
     """
     everything = np.concatenate([values for _, _, values in groups])
     low, high, cut_low, cut_high = _range(everything)
-    for mark in marks:
+    for mark in sorted(marks, key=lambda mark: abs(mark.value - low)):
         wider = min(low, mark.value), max(high, mark.value)
-        if wider[1] - wider[0] <= _MAX_STRETCH * (high - low):
+        if wider[1] - wider[0] <= _MAX_STRETCH * (high - low) or high == low:
             low, high = wider
+    if high == low:
+        low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if low else (0.0, 1.0)
     edges = np.linspace(low, high, num_bins + 1)
     counts = [np.histogram(values.clip(low, high), edges)[0] for _, _, values in groups]
     plot = _Plot(low, high, float(np.sum(counts, axis=0).max()), whole=True)
@@ -260,13 +263,12 @@ def columns_chart(
 def _range(values: np.ndarray) -> tuple[float, float, bool, bool]:
     """Ends of an axis for values, and whether some of them lie beyond: long tails would squeeze the rest."""
     least, most = float(values.min()), float(values.max())
+    if most - least <= 1e-6 * max(abs(least), abs(most)):
+        return least, least, False, False
     low, high = (float(value) for value in np.quantile(values, (0.01, 0.99)))
     reach = 2.0 * (high - low)
     low = least if reach == 0 or least >= low - reach else low
     high = most if reach == 0 or most <= high + reach else high
-    if high - low <= 1e-6 * max(abs(low), abs(high)):
-        pad = 0.5 * abs(low) or 0.5
-        return (low - pad if least < 0 else max(low - pad, 0.0)), high + pad, False, False
     return low, high, least < low, most > high
 
 
@@ -327,29 +329,39 @@ class _Plot:
                 label = f"\u2190 {label}"
             else:
                 shapes.append(element("line", class_="mark", x1=x, x2=x, y1=y + 2, y2=_HEIGHT - _BOTTOM))
-            # Roughly 6 pixels a letter: a label that would leave the picture hangs on its other end.
-            room = 6.0 * len(label)
+            # A label that would leave the picture hangs on its other end.
             anchor = "start" if x < _WIDTH / 2 else "end"
             if anchor == "start":
-                x = min(x, _WIDTH - room)
+                x = min(x, max(0.0, _WIDTH - _LETTER * len(label)))
             shapes.append(element("text", label, class_="label", x=round(x, 2), y=y, text_anchor=anchor))
         return shapes
 
     def axis(self, *, below: bool = False, above: bool = False) -> list[Html]:
         y = _HEIGHT - _BOTTOM
         shapes = [element("line", class_="axis", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y)]
-        places = ticks(self._low, self._high, 5)
-        for value in places:
-            shapes.append(element("text", _brief(value), x=self.x(value), y=y + 15, text_anchor="middle"))
+        for value in self._places():
+            anchor = "end" if self.x(value) > _WIDTH - 2 * _RIGHT else "middle"
+            x = min(self.x(value), _WIDTH - 1)
+            shapes.append(element("text", _brief(value), x=x, y=y + 14, text_anchor=anchor))
         for sign, is_cut, value in (("<", below, self._low), (">", above, self._high)):
             if is_cut:
                 x = self.x(value) + (4 if sign == ">" else -4)
                 shapes.append(element("text", sign, class_="label", x=x, y=y - 4, text_anchor="middle"))
         return shapes
 
+    def _places(self) -> list[float]:
+        """As many round numbers as have room side by side."""
+        for most in (7, 5, 4):
+            places = ticks(self._low, self._high, most)
+            if sum(len(_brief(value)) + 2 for value in places) * _LETTER < _WIDTH - _LEFT - _RIGHT:
+                break
+        return places
+
 
 def _brief(value: float) -> str:
     """For the ticks of an axis: 1200000 is 1.2M."""
+    if abs(value) >= 1e13:
+        return f"{value:.1e}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             scale = 1e3 if letter == "k" else size
@@ -396,7 +408,7 @@ p { margin: .3rem 0; max-width: 48rem }
 .soft { color: var(--soft); font-size: .875rem }
 nav { margin: 1rem 0; display: flex; flex-wrap: wrap; gap: .25rem 1.1rem }
 a { color: var(--kept) }
-.tiles { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); 
+.tiles { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
   margin: 1.25rem 0 }
 .tile, .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem .9rem;
@@ -405,7 +417,7 @@ a { color: var(--kept) }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums }
 .note { border-left: 4px solid var(--dropped); margin: .5rem 0 }
 .cards { display: grid; gap: .9rem; margin: .9rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)) }
+  grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)) }
 .chart { display: block; width: 100%; height: auto; margin: .35rem 0 }
 .chart text { fill: var(--soft); font-size: 11px; font-variant-numeric: tabular-nums }
 .chart .label { fill: var(--mark); font-weight: 600 }
@@ -416,12 +428,13 @@ a { color: var(--kept) }
 .bar { display: block; width: 100%; height: 14px; border-radius: 3px }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .4rem 0 }
 .legend svg { width: 12px; height: 12px; margin-right: .4rem; vertical-align: -1px }
-.steps { display: grid; gap: .1rem .9rem; grid-template-columns: 9rem 1fr 6.5rem; align-items: center }
+.steps { display: grid; gap: .1rem .9rem; grid-template-columns: 9rem 1fr 6.5rem;
+  align-items: center; margin: .5rem 0 }
 .steps .count { text-align: right; font-variant-numeric: tabular-nums }
 .steps .why { grid-column: 2 / -1; margin: 0 0 .55rem; padding: 0; list-style: none }
 .steps .why li { display: inline-block; margin-right: 1.1rem }
 .bad { color: var(--error) }
-figure { margin: 0; padding: 0; overflow: hidden } figcaption { padding: .6rem .8rem .75rem }
+figure.card { margin: 0; padding: 0; overflow: hidden } figcaption { padding: .6rem .8rem .75rem }
 figcaption p { margin: .15rem 0 0 }
 figure img { display: block; width: 100%; height: auto; background: var(--track) }
 .missing { display: grid; place-items: center; aspect-ratio: 16 / 9; padding: 1rem; text-align: center;
@@ -429,13 +442,19 @@ figure img { display: block; width: 100%; height: auto; background: var(--track)
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 }
 th, td { padding: .35rem .6rem .35rem 0; text-align: left; vertical-align: top; font-weight: 400;
   border-bottom: 1px solid var(--line) }
+caption { text-align: left; padding-bottom: .25rem; font-weight: 600 }
 thead th { color: var(--soft); font-size: .875rem }
+td .bar { margin-top: .25rem }
+td p { margin: 0 0 .2rem }
+h3 span { font-weight: 400 } .sheet { margin: 1.4rem 0 0 } .narrow { max-width: 32rem; margin: .6rem 0 }
+.wide { margin: .9rem 0 }
 .number { text-align: right; font-variant-numeric: tabular-nums }
 dl { margin: .35rem 0 0 } dt { color: var(--soft); font-size: .8rem } dd { margin: 0 0 .35rem }
 pre { white-space: pre-wrap; font-size: .8rem; margin: .5rem 0 0 } summary { cursor: pointer }
 @media (max-width: 40rem) {
-  .steps { grid-template-columns: 1fr auto } .steps .bar { grid-column: 1 / -1; grid-row: auto }
-  .steps .count { grid-column: 2 } .steps .why { grid-column: 1 / -1 } .steps .name { grid-column: 1 }
+  .steps { grid-template-columns: 1fr auto; grid-auto-flow: dense }
+  .steps .bar, .steps .why { grid-column: 1 / -1 }
+  .steps .name { grid-column: 1 } .steps .count { grid-column: 2 }
 }
 @media print { body { background: none } figure, .card { break-inside: avoid } }
 """.strip()
@@ -443,7 +462,7 @@ pre { white-space: pre-wrap; font-size: .8rem; margin: .5rem 0 0 } summary { cur
 
 def page(title: str, *children: object) -> str:
     """A whole document, to be written as UTF-8."""
-    # Of all that a page can load: this style, by its hash, and pictures from within. No scripts, frames, forms.
+    # Of all that a page may load: this style, by its hash, and pictures from within. No scripts, no forms.
     style_hash = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; base-uri 'none'; "
     policy += "form-action 'none'"

@@ -1,4 +1,4 @@
-"""How a run shows where it is: a bar on a terminal, otherwise a line every ten seconds. And its pace, on disk."""
+"""How a run shows where it is: a bar on a terminal, else a line every ten seconds; and a file of its pace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINE_EVERY_S = 10.0
 _REASONS_SHOWN = 3
 
 _PACE_EVERY = 1.0, 0.01
-"""Seconds between two lines of the pace; in a long phase the share of its time so far, so that a week is under a
+"""Seconds between two lines of the pace; in a long phase the share of its time so far. So a week is under a
 thousand lines."""
 
 _MAX_PACE_LINES, _MAX_PACE_CHARS = 200_000, 500

@@ -42,7 +42,7 @@ from hummingbird.video_io import atomic_path
 
 __all__ = ["ReportSummary", "write_report"]
 
-_PER_SHEET = 6
+_PER_SHEET = 8
 _MAX_SHEETS = 16
 """Contact sheets of drop reasons; the rarer ones are in the funnel only."""
 
@@ -230,7 +230,7 @@ def _sheets(found: Survey, quality: np.ndarray) -> list[_Sheet]:
     for code, ((status, reason), count) in enumerate(zip(found.causes, found.counts, strict=True)):
         if status == "dropped" and sum(sheet.title.startswith("Dropped") for sheet in sheets) < _MAX_SHEETS:
             rows = found.sample(found.cause == code, _PER_SHEET)
-            title = f"Dropped: {short(reason, _MAX_NAME) or 'no reason given'}"
+            title = f"Dropped, {short(reason, _MAX_NAME) or 'no reason given'}"
             sheets.append(_Sheet(title=title, about="", rows=rows, of=count))
     return sheets
 
@@ -264,7 +264,7 @@ def _pictures(run: _Run, shown: Sequence[int], input_path: Path | None) -> dict[
             start_s, end_s = _span(run.rows[row])
             looks[row] = Look(path=place, start_s=start_s, end_s=end_s)
         else:
-            missing[row] = f"no picture: {place or 'its source is not in the input any more'}"
+            missing[row] = f"no picture: {place or 'its source is not found in the input'}"
     return missing | draw_all(looks)
 
 
@@ -379,20 +379,24 @@ def _funnel(run: _Run) -> Html:
     order = [*(stage.name for stage in run.config.stages), _TOP_PERCENT, "write"]
     # Failures of whole tasks ("score"), and stages that this version does not know, come before the last.
     order[-1:-1] = sorted(set(of_clips) - set(order))
-    steps = [("sources", [], True), ("readable", unreadable, True), ("with clips", clipless, True)]
-    steps += [("clips", [], False)]
-    steps += [(stage, of_clips.get(stage, []), False) for stage in order]
-    parts = []
-    left, total = found.num_sources, found.num_sources
-    for name, causes, is_source in steps:
-        if name == "clips":
-            left = total = num_clips
-        if name == _TOP_PERCENT and not causes:
-            continue
-        label = name if is_source or name == "clips" else f"after {name}"
+    sources = [("sources", []), ("readable", unreadable), ("with clips", clipless)]
+    clips = [("clips", []), *((f"after {stage}", of_clips.get(stage, [])) for stage in order)]
+    if _TOP_PERCENT not in of_clips:
+        clips = [step for step in clips if step[0] != f"after {_TOP_PERCENT}"]
+    return join(
+        _legend("left", "dropped here", "errors here"),
+        _steps(sources, found.num_sources),
+        _steps(clips, num_clips),
+    )
+
+
+def _steps(steps: Sequence[tuple[str, Sequence[tuple[str, str, int]]]], total: int) -> Html:
+    """Lines of the funnel, from a number down to what is left of it."""
+    parts, left = [], total
+    for label, causes in steps:
         parts.append(_step(label, left, total, causes))
         left -= sum(count for _, _, count in causes)
-    return join(_legend("left", "dropped here", "errors here"), element("div", *parts, class_="steps card"))
+    return element("div", *parts, class_="steps card")
 
 
 def _lost(found: Survey, chosen: np.ndarray) -> dict[str, list[tuple[str, str, int]]]:
@@ -450,10 +454,7 @@ def _legend(*labels: str) -> Html:
 def _histograms(run: _Run) -> Html:
     """One card for each score, then for length, size and rate."""
     found = run.survey
-    names = [
-        *(name for name in SCORES if name in found.scores),
-        *(name for name in found.scores if name not in SCORES),
-    ]
+    names = sorted(found.scores, key=_place)
     status = {one: found.has_status(one) for one in STATUSES}
     cards, empty = [], []
     for index, name in enumerate((*names, *_SPANS)):
@@ -489,6 +490,14 @@ def _histograms(run: _Run) -> Html:
     )
 
 
+def _place(score: str) -> tuple[int, int, str]:
+    """Scores of one stage stand together, those of every manifest first."""
+    stages = [name.partition("_")[0] for name in SCORES]
+    stage = score.partition("_")[0]
+    known = SCORES.index(score) if score in SCORES else len(SCORES)
+    return stages.index(stage) if stage in stages else len(stages), known, score
+
+
 def _measure(found: Survey, name: str) -> np.ndarray:
     if name == "duration_s":
         return found.column("end_s") - found.column("start_s")
@@ -520,7 +529,7 @@ def _figure(values: Mapping[str, Any], picture: bytes | str) -> Html:
     if values["start_s"] is not None and values["end_s"] is not None:
         facts.append(f"{values['start_s']:.2f} to {values['end_s']:.2f} s")
     if values.get("quality") is not None and math.isfinite(values["quality"]):
-        facts.append(f"quality {values['quality']:.3f}")
+        facts.append(f"quality {number(values['quality'])}")
     texts = [short(values["detail"], _MAX_DETAIL), short(values["caption"], _MAX_CAPTION)]
     caption = [element("div", element("b", name)), element("div", ", ".join(facts), class_="soft")]
     caption += [
@@ -567,17 +576,20 @@ def _errors(run: _Run, examples: Mapping[int, Sequence[int]]) -> Html:
     found = run.survey
     if not examples:
         return _nothing("no errors")
-    rows = []
+    cards = []
     for code, numbers in examples.items():
+        reason, count = found.causes[code][1], found.counts[code]
         lines = [
             element("p", element("b", short(run.rows[row]["source"], _MAX_NAME)), " ", _detail(run.rows[row]))
             for row in numbers
         ]
-        reason = found.causes[code][1]
-        rows.append((short(reason, _MAX_NAME) or "no reason given", found.counts[code], join(*lines)))
-    others = sum(status == "error" for status, _ in found.causes) - len(rows)
-    more = element("p", f"And {others:,} rarer causes.", class_="soft") if others else None
-    return join(element("div", table(("cause", "rows", "for example"), rows), class_="card"), more)
+        shown = f" {count:,} rows" if count <= len(numbers) else f" {count:,} rows, {len(numbers)} of them:"
+        title = element(
+            "h3", short(reason, _MAX_NAME) or "no reason given", element("span", shown, class_="soft")
+        )
+        cards.append(element("div", title, *lines, class_="card wide"))
+    others = sum(status == "error" for status, _ in found.causes) - len(cards)
+    return join(*cards, element("p", f"And {others:,} rarer causes.", class_="soft") if others else None)
 
 
 def _detail(values: Mapping[str, Any]) -> str:
@@ -603,19 +615,21 @@ def _speed(run: _Run) -> Html:
     parts = [element("p", about, class_="soft"), element("div", *cards, class_="cards")] if cards else []
     if spent:
         whole = sum(spent.values())
-        rows = [
-            (
-                name,
-                element("div", bar([("kept", seconds)], whole, f"{name}: {_share(seconds, whole)}")),
-                seconds,
+        lines = [
+            join(
+                element("div", name, class_="name"),
+                bar([("kept", seconds)], whole, f"{name}: {_share(seconds, whole)}"),
+                element(
+                    "div",
+                    _length(seconds),
+                    element("span", f" {_share(seconds, whole)}", class_="soft"),
+                    class_="count",
+                ),
             )
             for name, seconds in sorted(spent.items(), key=lambda item: (-item[1], item[0]))
         ]
-        lines = [(name, chart, _length(seconds), _share(seconds, whole)) for name, chart, seconds in rows]
-        title = f"What workers spent {_length(whole)} on"
-        parts.append(
-            element("div", table(("step", "", "time", "share"), lines, caption=title), class_="card spent")
-        )
+        parts.append(element("h3", f"What workers spent {_length(whole)} on", class_="sheet"))
+        parts.append(element("div", *lines, class_="steps card"))
     return join(*parts)
 
 
@@ -629,8 +643,9 @@ def _phase(key: str, name: str, paces: Sequence[Pace]) -> Html:
     rates = np.diff(np.interp(edges, seconds, done)) / np.diff(edges)
     mean = float(done[-1] / seconds[-1])
     begun = paces[0].ended_at - paces[0].seconds
-    about = f"{done[-1]:,} {short(paces[0].unit, 20)} in {_length(float(seconds[-1]))}; {_when(begun)} to "
-    about += f"{_when(paces[-1].ended_at)} UTC"
+    first, last = _when(begun), _when(paces[-1].ended_at)
+    last = last.removeprefix(first[:11])  # of the same day the time is enough
+    about = f"{done[-1]:,} {short(paces[0].unit, 20)} in {_length(float(seconds[-1]))}; {first} to {last} UTC"
     title = f"{short(name, 40)}, {unit} over {'minutes' if minutes else 'seconds'}"
     chart = columns_chart(key, title, edges / (60.0 if minutes else 1.0), rates, mean=mean, unit=unit)
     return element("div", element("h3", title), chart, element("div", about, class_="soft"), class_="card")
@@ -659,5 +674,5 @@ def _settings_text(run: _Run) -> Html | None:
     except OSError:
         return None
     return element(
-        "details", element("summary", "Settings (config.yaml)"), element("pre", text), class_="card settings"
+        "details", element("summary", "Settings (config.yaml)"), element("pre", text), class_="card wide"
     )
