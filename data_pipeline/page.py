@@ -42,6 +42,9 @@ _WIDTH, _HEIGHT = 300, 160
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 10, 30, 20
 """Size of a chart and of the margins around its plot, in pixels."""
 
+_LARGEST = 1e100
+"""Values beyond are drawn as this one, and differences below its inverse are none: no sum overflows."""
+
 _LETTER = 6.5
 """About the width of a letter, in pixels."""
 
@@ -190,13 +193,16 @@ def histogram(
         marks: thresholds.
     """
     everything = np.concatenate([values for _, _, values in groups])
-    low, high, cut_low, cut_high = _range(everything)
+    low, high, cut_low, cut_high = _range(everything.clip(-_LARGEST, _LARGEST))
     for mark in sorted(marks, key=lambda mark: abs(mark.value - low)):
         wider = min(low, mark.value), max(high, mark.value)
-        if wider[1] - wider[0] <= _MAX_STRETCH * (high - low) or high == low:
+        if wider[1] - wider[0] <= _MAX_STRETCH * (high - low) or (
+            high == low and abs(mark.value) <= _LARGEST
+        ):
             low, high = wider
     if high == low:
-        low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if low else (0.0, 1.0)
+        pad = 0.5 * abs(low) or 0.5
+        low, high = low - pad if low else 0.0, high + pad
     edges = np.linspace(low, high, num_bins + 1)
     counts = [np.histogram(values.clip(low, high), edges)[0] for _, _, values in groups]
     plot = _Plot(low, high, float(np.sum(counts, axis=0).max()), whole=True)
@@ -219,7 +225,7 @@ def histogram(
     shapes += [*plot.marks(marks), *plot.axis(below=cut_low, above=cut_high)]
     says = [f"{name}: {len(values):,}" for name, _, values in groups]
     says.append(f"from {number(float(everything.min()))} to {number(float(everything.max()))}")
-    says.append(f"median {number(float(np.median(everything)))}")
+    says.append(f"median {number(float(np.quantile(everything, 0.5, method='lower')))}")
     says += [f"{mark.label} {number(mark.value)}" for mark in marks]
     return _chart(key, title, "; ".join(says), shapes)
 
@@ -263,8 +269,9 @@ def columns_chart(
 def _range(values: np.ndarray) -> tuple[float, float, bool, bool]:
     """Ends of an axis for values, and whether some of them lie beyond: long tails would squeeze the rest."""
     least, most = float(values.min()), float(values.max())
-    if most - least <= 1e-6 * max(abs(least), abs(most)):
-        return least, least, False, False
+    if most - least <= 1e-6 * max(abs(least), abs(most), 1 / _LARGEST):
+        middle = least if abs(least) > 1 / _LARGEST else 0.0
+        return middle, middle, False, False
     low, high = (float(value) for value in np.quantile(values, (0.01, 0.99)))
     reach = 2.0 * (high - low)
     low = least if reach == 0 or least >= low - reach else low

@@ -96,7 +96,7 @@ class Progress:
                 "phase": self._phase,
                 "unit": self._unit,
                 "ended_at": round(time.time(), 3),
-                "seconds": round(now - self._noted_at, 3),
+                "seconds": max(round(now - self._noted_at, 3), 0.001),
                 "done": self._done - self._noted,
             }
             with self._pace.open("a", encoding="ascii") as file:

@@ -177,8 +177,9 @@ def _resolved(output: Path, notes: list[str]) -> dict[str, Any]:
         with path.open("rb") as file:
             values = json.loads(file.read(_MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         notes.append(
-            f"{path.name} cannot be read ({error}): thresholds that are shares of the run are not drawn"
+            f"{path.name} cannot be read ({why}): thresholds that are shares of the run are not drawn"
         )
         return {}
     return values if isinstance(values, dict) else {}
@@ -467,7 +468,9 @@ def _histograms(run: _Run) -> Html:
         known = values[is_finite]
         marks = run.marks.get(name, [])
         rest = int((found.is_clip & ~is_finite).sum())
-        least, middle, most = (number(float(np.quantile(known, share))) for share in (0, 0.5, 1))
+        least, middle, most = (
+            number(float(value)) for value in np.quantile(known, (0, 0.5, 1), method="lower")
+        )
         says = [
             f"{least} to {most}, median {middle}",
             f"{len(known):,} clips" + (f", {rest:,} without" if rest else ""),

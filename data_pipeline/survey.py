@@ -1,4 +1,4 @@
-"""What a manifest says as a whole, read column by column: about twenty bytes of memory for each row."""
+"""What a manifest says as a whole, read column by column: some tens of bytes of memory for each row."""
 
 from __future__ import annotations
 
