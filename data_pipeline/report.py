@@ -201,8 +201,8 @@ def _marks(config: PipelineConfig, resolved: Mapping[str, Any]) -> dict[str, lis
     limit = 0.0 if config.basics.borders == "drop" else config.basics.max_border
     marks["basics_border"] = [Mark(label="max", value=limit, refuses="above")]
     marks["quality"] = marks.pop("quality_score", [])
-    if config.quality.min_score == 0:
-        marks["quality"] = []  # which keeps everything
+    for name in [name for name in marks if name.startswith("quality")]:
+        marks[name] = [mark for mark in marks[name] if mark.value != 0]  # 0 keeps everything
     quality = resolved.get("quality")
     threshold = quality.get("threshold") if isinstance(quality, dict) else None
     if isinstance(threshold, (int, float)) and math.isfinite(threshold):
