@@ -435,9 +435,9 @@ a { color: var(--kept) }
 .bar { display: block; width: 100%; height: 14px; border-radius: 3px }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .4rem 0 }
 .legend svg { width: 12px; height: 12px; margin-right: .4rem; vertical-align: -1px }
-.steps { display: grid; gap: .1rem .9rem; grid-template-columns: 9rem 1fr 6.5rem;
+.steps { display: grid; gap: .1rem .9rem; grid-template-columns: 9rem 1fr minmax(6.5rem, auto);
   align-items: center; margin: .5rem 0 }
-.steps .count { text-align: right; font-variant-numeric: tabular-nums }
+.steps .count { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .steps .why { grid-column: 2 / -1; margin: 0 0 .55rem; padding: 0; list-style: none }
 .steps .why li { display: inline-block; margin-right: 1.1rem }
 .bad { color: var(--error) }
