@@ -134,7 +134,7 @@ def _report(summary: Summary, as_json: bool) -> None:
 
 
 def _write_page(output: Path, input_path: Path | None, as_json: bool) -> None:
-    from data_pipeline.report import write_report
+    from data_pipeline.report.build import write_report
 
     summary = write_report(output, input_path)
     for note in summary.notes:

@@ -33,7 +33,7 @@ from pydantic import Field
 from data_pipeline.clip import Clip, ClipSpec, Crop, Drop, Source, Stage, clip_id
 from data_pipeline.engine import EngineError, Failure, Pool, Task
 from data_pipeline.journal import Journal, digest
-from data_pipeline.progress import PACE_FILE, Progress
+from data_pipeline.progress import Progress
 from data_pipeline.resolve import Candidate, resolve
 from data_pipeline.stages.basics import BasicsConfig
 from data_pipeline.stages.dedup import DedupConfig
@@ -472,8 +472,7 @@ class _Curation:
         if not any(dues):
             return
         missing = (task for task, due in zip(tasks(), dues, strict=True) if due)
-        pace = self._output / "work" / PACE_FILE
-        progress = Progress(phase, len(dues), len(dues) - sum(dues), unit, pace)
+        progress = Progress(phase, len(dues), len(dues) - sum(dues), unit, self._output / "work")
         try:
             for key, outcome in self._pool.run(function, missing, timeout_s=timeout_s):
                 value = self._checked(outcome, phase) if isinstance(outcome, Failure) else outcome

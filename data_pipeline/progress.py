@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections import Counter
@@ -54,15 +53,15 @@ class Progress:
         total: of its tasks, those done in earlier runs included.
         done: tasks done in earlier runs.
         unit: what a task is, in the plural.
-        pace: file that the pace is appended to; None keeps none.
+        work: folder with the file that the pace is appended to; None keeps none.
     """
 
-    def __init__(self, phase: str, total: int, done: int, unit: str, pace: Path | None = None) -> None:
+    def __init__(self, phase: str, total: int, done: int, unit: str, work: Path | None = None) -> None:
         self._phase, self._total, self._unit = phase, total, unit
         self._first = self._done = self._noted = done
         self._counts: Counter[str] = Counter()
         self._started_at = self._said_at = self._noted_at = time.monotonic()
-        self._pace = pace
+        self._pace = None if work is None else work / PACE_FILE
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, desc=phase, unit=f" {unit}", file=sys.stderr)
@@ -146,7 +145,7 @@ def _parse(line: bytes) -> Pace | None:
         pace = Pace(**json.loads(line))
         numbers = pace.ended_at, pace.seconds, pace.done
         is_sound = isinstance(pace.phase, str) and isinstance(pace.unit, str)
-        is_sound = is_sound and all(math.isfinite(value) and value >= 0 for value in numbers)
-        return pace if is_sound and pace.seconds > 0 and pace.ended_at < 1e11 else None
-    except (ValueError, TypeError, OverflowError):
+        is_sound = is_sound and all(0 <= value < 1e11 for value in numbers)
+        return pace if is_sound and pace.seconds >= 0.001 else None
+    except (ValueError, TypeError):
         return None

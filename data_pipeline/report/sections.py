@@ -1,24 +1,22 @@
-"""``OUTPUT/report.html``: what a run did to its data, on one page for people to look at.
-
-The page needs the manifest only. Settings add thresholds, shards and sources add pictures, and what is left
-of ``OUTPUT/work`` adds times; what is missing is named on the page. Equal files make an equal page.
-"""
+"""The parts of the page: each takes what was read, and gives its piece of the page."""
 
 from __future__ import annotations
 
 import base64
 import datetime
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.journal import read_values
-from data_pipeline.page import (
+from data_pipeline.pipeline import PipelineConfig
+from data_pipeline.progress import PACE_FILE, Pace, read_pace
+from data_pipeline.report.page import (
     Html,
     Mark,
     bar,
@@ -31,30 +29,17 @@ from data_pipeline.page import (
     short,
     table,
 )
-from data_pipeline.pictures import Look, draw_all
-from data_pipeline.pipeline import PipelineConfig
-from data_pipeline.progress import PACE_FILE, Pace, read_pace
-from data_pipeline.stages.ingest import IngestError
-from data_pipeline.survey import Survey, survey
-from hummingbird.config import ConfigError, load_config
+from data_pipeline.report.survey import Survey
 from hummingbird.manifest import SCORES, STATUSES
-from hummingbird.video_io import atomic_path
 
-__all__ = ["ReportSummary", "write_report"]
+__all__ = ["SPANS", "Run", "Sheet", "whole_page"]
 
-_PER_SHEET = 8
-_MAX_SHEETS = 16
-"""Contact sheets of drop reasons; the rarer ones are in the funnel only."""
-
-_EXAMPLES, _MAX_CAUSES = 3, 30
-_CAPTIONS = 12
-_MAX_REASONS_OF_A_STEP = 12
-_MAX_JSON_BYTES = 1_000_000
-_MAX_CAPTION, _MAX_DETAIL, _MAX_NAME = 240, 200, 120
-_SPANS = ("duration_s", "short_side", "fps")
+SPANS = ("duration_s", "short_side", "fps")
 """Measures of a clip that are no scores, but have thresholds."""
 
-_MAX_COLUMNS = 40
+_MAX_CAPTION, _MAX_DETAIL, _MAX_NAME = 240, 200, 120
+_MAX_REASONS_OF_A_STEP, _MAX_ROWS = 12, 30
+_MAX_PHASES, _MAX_COLUMNS = 12, 40
 _MAX_SETTINGS_BYTES = 20_000
 
 _TOP_PERCENT = "below top percent"
@@ -64,29 +49,7 @@ _WORDS = {"kept": "kept", "dropped": "dropped", "error": "errors"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSummary:
-    """What was written.
-
-    Attributes:
-        path: the page.
-        counts: rows by status.
-        num_pictures: clips that are shown.
-        num_missing: clips that were to be shown and could not be.
-        notes: what the page lacks, and why.
-    """
-
-    path: Path
-    num_sources: int
-    num_rows: int
-    counts: Mapping[str, int]
-    num_pictures: int
-    num_missing: int
-    size_bytes: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sheet:
+class Sheet:
     """A contact sheet.
 
     Attributes:
@@ -101,215 +64,45 @@ class _Sheet:
 
 
 @dataclass(kw_only=True)
-class _Run:
-    """Everything that the page is made from."""
+class Run:
+    """Everything that the page is made from.
+
+    Attributes:
+        output: folder of the run.
+        config: the run's settings, or the defaults where they cannot be read.
+        marks: thresholds by score.
+        sheets: contact sheets.
+        errors: numbers of the rows shown of each cause of an error, by the cause's number.
+        rewritten: numbers of the rows whose captions are shown.
+        rows: all rows that are shown, by number.
+        pictures: JPEG files, or why there is none, by row.
+        notes: what the page lacks, and why.
+    """
 
     output: Path
     survey: Survey
     config: PipelineConfig
     marks: dict[str, list[Mark]]
-    notes: list[str] = field(default_factory=list)
+    sheets: list[Sheet]
+    errors: dict[int, list[int]]
+    rewritten: list[int]
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[int, bytes | str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def write_report(output: Path, input_path: Path | None = None) -> ReportSummary:
-    """Write ``OUTPUT/report.html``.
-
-    Args:
-        output: folder of a run.
-        input_path: where its input is now; None is where the run read it.
-
-    Raises:
-        FileNotFoundError: there is no manifest.
-        ManifestError: the manifest cannot be used.
-        EngineError: no worker process can be started, to decode pictures.
-        OSError: the page cannot be written.
-    """
-    found = survey(output / "manifest.parquet")
-    config, notes = _settings(output)
-    marks = _marks(config, _resolved(output, notes)) if config is not None else {}
-    run = _Run(output=output, survey=found, config=config or PipelineConfig(), marks=marks, notes=notes)
-    quality = found.column("quality")
-    sheets = _sheets(found, quality)
-    errors = _error_examples(found)
-    rewritten = found.sample(found.is_rewritten, _CAPTIONS)
-    shown = sorted({row for sheet in sheets for row in sheet.rows})
-    run.rows = found.rows({*shown, *rewritten, *(row for rows in errors.values() for row in rows)})
-    run.pictures = _pictures(run, shown, input_path or (config.input if config is not None else None))
+def whole_page(run: Run) -> str:
+    """The document."""
+    found = run.survey
+    sheets = [_sheet(run, sheet) for sheet in run.sheets] or [_nothing("no clips")]
     sections = [
         _section("funnel", "From sources to clips", _funnel(run)),
         _section("scores", "Scores and thresholds", _histograms(run)),
-        _section("clips", "Clips", *[_sheet(run, sheet) for sheet in sheets] or [_nothing("no clips")]),
-        _section("captions", "Captions", _captions(run, rewritten)),
-        _section("errors", "Errors by cause", _errors(run, errors)),
+        _section("clips", "Clips", *sheets),
+        _section("captions", "Captions", _captions(run)),
+        _section("errors", "Errors by cause", _errors(run)),
         _section("speed", "Throughput", _speed(run)),
     ]
-    path = output / "report.html"
-    with atomic_path(path) as partial:
-        partial.write_text(_page(run, sections), encoding="utf-8")
-    return ReportSummary(
-        path=path,
-        num_sources=found.num_sources,
-        num_rows=len(found.cause),
-        counts={status: found.count(status) for status in STATUSES},
-        num_pictures=sum(isinstance(picture, bytes) for picture in run.pictures.values()),
-        num_missing=sum(isinstance(picture, str) for picture in run.pictures.values()),
-        size_bytes=path.stat().st_size,
-        notes=tuple(run.notes),
-    )
-
-
-# --- what is read beside the manifest ----------------------------------------------------------------------
-
-
-def _settings(output: Path) -> tuple[PipelineConfig | None, list[str]]:
-    try:
-        return load_config(PipelineConfig, output / "config.yaml"), []
-    except ConfigError as error:
-        return None, [f"No thresholds and no pictures of dropped clips: {error}"]
-
-
-def _resolved(output: Path, notes: list[str]) -> dict[str, Any]:
-    """``thresholds.json``: what was decided once all scores were known; empty where it cannot be read."""
-    path = output / "thresholds.json"
-    try:
-        with path.open("rb") as file:
-            values = json.loads(file.read(_MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        notes.append(
-            f"{path.name} cannot be read ({why}): thresholds that are shares of the run are not drawn"
-        )
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _marks(config: PipelineConfig, resolved: Mapping[str, Any]) -> dict[str, list[Mark]]:
-    """Thresholds by score: ``min_X`` and ``max_X`` of a section are those of the score ``SECTION_X``."""
-    marks: dict[str, list[Mark]] = {}
-    for section, settings in vars(config).items():
-        if not is_dataclass(settings):
-            continue
-        for name, value in vars(settings).items():
-            side, _, measure = name.partition("_")
-            if side in ("min", "max") and isinstance(value, (int, float)) and math.isfinite(value):
-                refuses = "below" if side == "min" else "above"
-                mark = Mark(label=side, value=float(value), refuses=refuses)
-                marks.setdefault(f"{section}_{measure}", []).append(mark)
-    # ``min_border`` says what a bar is, and refuses nothing.
-    limit = 0.0 if config.basics.borders == "drop" else config.basics.max_border
-    marks["basics_border"] = [Mark(label="max", value=limit, refuses="above")]
-    marks["quality"] = marks.pop("quality_score", [])
-    for name in [name for name in marks if name.startswith("quality")]:
-        marks[name] = [mark for mark in marks[name] if mark.value != 0]  # 0 keeps everything
-    quality = resolved.get("quality")
-    threshold = quality.get("threshold") if isinstance(quality, dict) else None
-    if isinstance(threshold, (int, float)) and math.isfinite(threshold):
-        label = f"best {config.quality.top_percent:g}% from"
-        marks["quality"].append(Mark(label=label, value=float(threshold), refuses="below"))
-    for name in _SPANS:
-        marks[name] = marks.pop(f"basics_{name}", [])
-    return marks
-
-
-def _sheets(found: Survey, quality: np.ndarray) -> list[_Sheet]:
-    """Best and worst of the kept clips, and some of each reason for dropping one."""
-    kept = found.has_status("kept")
-    scored = np.flatnonzero(kept & np.isfinite(quality))
-    sheets = []
-    if len(scored):
-        order = scored[np.lexsort((scored, -quality[scored]))]
-        best = order[:_PER_SHEET]
-        worst = order[len(best) :][-_PER_SHEET:][::-1]
-        for title, chosen in (("Best of the kept", best), ("Worst of the kept", worst)):
-            if len(chosen):
-                sheets.append(_Sheet(title=title, about="by quality", rows=chosen.tolist(), of=len(scored)))
-    elif kept.any():
-        rows = found.sample(kept, _PER_SHEET)
-        sheets.append(_Sheet(title="Kept", about="no quality was scored", rows=rows, of=int(kept.sum())))
-    for code, ((status, reason), count) in enumerate(zip(found.causes, found.counts, strict=True)):
-        if status == "dropped" and sum(sheet.title.startswith("Dropped") for sheet in sheets) < _MAX_SHEETS:
-            rows = found.sample(found.cause == code, _PER_SHEET)
-            title = f"Dropped, {short(reason, _MAX_NAME) or 'no reason given'}"
-            sheets.append(_Sheet(title=title, about="", rows=rows, of=count))
-    return sheets
-
-
-def _error_examples(found: Survey) -> dict[int, list[int]]:
-    """Rows to show of each cause of an error, by the cause's number."""
-    codes = [code for code, (status, _) in enumerate(found.causes) if status == "error"]
-    return {code: found.sample(found.cause == code, _EXAMPLES) for code in codes[:_MAX_CAUSES]}
-
-
-def _pictures(run: _Run, shown: Sequence[int], input_path: Path | None) -> dict[int, bytes | str]:
-    """Pictures of rows: of kept clips from their shard, of others from their source."""
-    looks: dict[int, Look] = {}
-    missing: dict[int, bytes | str] = {}
-    from_source = []
-    for row in shown:
-        values = run.rows[row]
-        shard = (
-            _inside(run.output, values["shard"]) if values["status"] == "kept" and values["shard"] else None
-        )
-        start_s, end_s = _span(values)
-        if shard is not None:
-            member = f"{values['clip_id']}.mp4"
-            looks[row] = Look(path=shard, member=member, start_s=0.0, end_s=end_s - start_s)
-        else:
-            from_source.append(row)
-    places = _source_files(run, {run.rows[row]["source"] for row in from_source}, input_path)
-    for row in from_source:
-        place = places.get(run.rows[row]["source"])
-        if isinstance(place, Path):
-            start_s, end_s = _span(run.rows[row])
-            looks[row] = Look(path=place, start_s=start_s, end_s=end_s)
-        else:
-            missing[row] = f"no picture: {place or 'its source is not found in the input'}"
-    return missing | draw_all(looks)
-
-
-def _span(values: Mapping[str, Any]) -> tuple[float, float]:
-    """A clip's span, or the first seconds of a source without clips."""
-    start_s, end_s = values["start_s"], values["end_s"]
-    if start_s is None or end_s is None or not 0 <= start_s < end_s < math.inf:
-        return 0.0, 10.0
-    return start_s, end_s
-
-
-def _inside(output: Path, name: str) -> Path | None:
-    """A file of the run; None where it is gone, or would lie outside of it."""
-    try:
-        path = (output / name).resolve()
-        return path if path.is_relative_to(output.resolve()) and path.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # what no file can be called
-        return None
-
-
-def _source_files(run: _Run, wanted: set[str], input_path: Path | None) -> dict[str, Path | str]:
-    """Files of sources, found by the same rules as by the run; or why there is none."""
-    places: dict[str, Path | str] = {}
-    if not wanted:
-        return places
-    if input_path is None:
-        return dict.fromkeys(wanted, "it is not known where the run read its input; give --input")
-    ingest = replace(run.config.ingest, sidecar_captions=False)
-    try:
-        for source in ingest.sources(input_path):
-            if source.source_id in wanted:
-                places[source.source_id] = source.path or source.error or "no file"
-                if len(places) == len(wanted):
-                    break
-    except (IngestError, OSError) as error:
-        run.notes.append(f"Pictures from sources are missing: {error}")
-    return places
-
-
-# --- sections ----------------------------------------------------------------------------------------------
-
-
-def _page(run: _Run, sections: Sequence[Html]) -> str:
-    found = run.survey
     names = ("funnel", "scores", "clips", "captions", "errors", "speed")
     labels = ("Funnel", "Scores", "Clips", "Captions", "Errors", "Throughput")
     links = [element("a", label, href=f"#{name}") for name, label in zip(names, labels, strict=True)]
@@ -369,7 +162,7 @@ def _length(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _funnel(run: _Run) -> Html:
+def _funnel(run: Run) -> Html:
     """How many are left after each step, and why the others are not."""
     found = run.survey
     num_clips = int(found.is_clip.sum())
@@ -424,9 +217,8 @@ def _step(label: str, before: int, total: int, causes: Sequence[tuple[str, str, 
     says = f"{label}: {left:,} of {total:,}"
     parts = [("kept", left), ("dropped", by_status["dropped"]), ("error", by_status["error"])]
     why = []
-    for status, what, count in sorted(causes, key=lambda cause: (-cause[2], cause[1]))[
-        :_MAX_REASONS_OF_A_STEP
-    ]:
+    by_count = sorted(causes, key=lambda cause: (-cause[2], cause[1]))
+    for status, what, count in by_count[:_MAX_REASONS_OF_A_STEP]:
         text = f"{short(what, _MAX_NAME)} {count:,}"
         why.append(element("li", f"{text} (error)" if status == "error" else text, class_=_bad(status)))
     if len(causes) > len(why):
@@ -452,13 +244,13 @@ def _legend(*labels: str) -> Html:
     return element("div", *items, class_="legend soft")
 
 
-def _histograms(run: _Run) -> Html:
+def _histograms(run: Run) -> Html:
     """One card for each score, then for length, size and rate."""
     found = run.survey
     names = sorted(found.scores, key=_place)
     status = {one: found.has_status(one) for one in STATUSES}
     cards, empty = [], []
-    for index, name in enumerate((*names, *_SPANS)):
+    for index, name in enumerate((*names, *SPANS)):
         values = _measure(found, name)
         is_finite = np.isfinite(values)
         if not is_finite.any():
@@ -480,10 +272,8 @@ def _histograms(run: _Run) -> Html:
         cards.append(element("div", element("h3", name), chart, about, class_="card"))
     if not cards:
         return _nothing("no clip was measured")
-    legend = (
-        "Dashed lines are the thresholds of config.yaml; shaded is what they refuse. A stage that drops a "
-    )
-    legend += "clip is the last that looks at it, so later scores are of fewer clips."
+    legend = "Dashed lines are the thresholds of config.yaml; shaded is what they refuse. "
+    legend += "A stage that drops a clip is the last that looks at it, so later scores are of fewer clips."
     without = f"Without any value: {', '.join(short(name, 40) for name in empty)}." if empty else None
     return join(
         element("p", legend, class_="soft"),
@@ -509,7 +299,7 @@ def _measure(found: Survey, name: str) -> np.ndarray:
     return found.column(name)
 
 
-def _sheet(run: _Run, sheet: _Sheet) -> Html:
+def _sheet(run: Run, sheet: Sheet) -> Html:
     shown = f"{len(sheet.rows)} of {sheet.of:,}" if len(sheet.rows) < sheet.of else f"{sheet.of:,}"
     about = ", ".join(part for part in (shown, sheet.about) if part)
     cards = [_figure(run.rows[row], run.pictures[row]) for row in sheet.rows]
@@ -541,24 +331,20 @@ def _figure(values: Mapping[str, Any], picture: bytes | str) -> Html:
     return element("figure", shown, element("figcaption", *caption), class_="card")
 
 
-def _captions(run: _Run, rewritten: Sequence[int]) -> Html:
+def _captions(run: Run) -> Html:
     found = run.survey
     changed = int(found.is_rewritten.sum())
-    about = (
-        f"{found.num_captions:,} of {len(found.cause):,} rows have a caption; {changed:,} differ from the "
-    )
-    about += "one that came with the source."
+    about = f"{found.num_captions:,} of {len(found.cause):,} rows have a caption; "
+    about += f"{changed:,} differ from the one that came with the source."
     parts = [element("p", about, class_="soft")]
-    for title, counts in (
-        ("Caption from", found.caption_sources),
-        ("Not rewritten because", found.caption_notes),
-    ):
+    tables = {"Caption from": found.caption_sources, "Not rewritten because": found.caption_notes}
+    for title, counts in tables.items():
         rows = [(short(name, _MAX_NAME), count) for name, count in counts.items() if name]
-        rows = sorted(rows, key=lambda row: (-row[1], row[0]))[:_MAX_CAUSES]
+        rows = sorted(rows, key=lambda row: (-row[1], row[0]))[:_MAX_ROWS]
         if rows:
             parts.append(element("div", table((title, "rows"), rows), class_="card narrow"))
     cards = []
-    for row in rewritten:
+    for row in run.rewritten:
         values = run.rows[row]
         texts = [
             ("before", values["original_caption"]),
@@ -575,12 +361,12 @@ def _captions(run: _Run, rewritten: Sequence[int]) -> Html:
     return join(*parts, element("div", *cards, class_="cards") if cards else None)
 
 
-def _errors(run: _Run, examples: Mapping[int, Sequence[int]]) -> Html:
+def _errors(run: Run) -> Html:
     found = run.survey
-    if not examples:
+    if not run.errors:
         return _nothing("no errors")
     cards = []
-    for code, numbers in examples.items():
+    for code, numbers in run.errors.items():
         reason, count = found.causes[code][1], found.counts[code]
         lines = [
             element("p", element("b", short(run.rows[row]["source"], _MAX_NAME)), " ", _detail(run.rows[row]))
@@ -599,16 +385,15 @@ def _detail(values: Mapping[str, Any]) -> str:
     return short(values["detail"], _MAX_DETAIL)
 
 
-def _speed(run: _Run) -> Html:
+def _speed(run: Run) -> Html:
     """Tasks per second over the working time of each phase, and what the workers spent theirs on."""
     work = run.output / "work"
     phases: dict[str, list[Pace]] = {}
-    try:
+    with suppress(OSError):  # said below: an older run, or its work folder was removed
         for pace in read_pace(work / PACE_FILE):
             phases.setdefault(pace.phase, []).append(pace)
-    except OSError:
-        pass  # said below: an older run, or its work folder was removed
-    cards = [_phase(f"speed-{index}", name, paces) for index, (name, paces) in enumerate(phases.items())]
+    shown = list(phases.items())[:_MAX_PHASES]
+    cards = [_phase(f"speed-{index}", name, paces) for index, (name, paces) in enumerate(shown)]
     spent = _spent(work)
     if not cards and not spent:
         return _nothing(
@@ -629,7 +414,7 @@ def _speed(run: _Run) -> Html:
                     class_="count",
                 ),
             )
-            for name, seconds in sorted(spent.items(), key=lambda item: (-item[1], item[0]))
+            for name, seconds in sorted(spent.items(), key=lambda item: (-item[1], item[0]))[:_MAX_ROWS]
         ]
         parts.append(element("h3", f"What workers spent {_length(whole)} on", class_="sheet"))
         parts.append(element("div", *lines, class_="steps card"))
@@ -670,7 +455,7 @@ def _spent(work: Path) -> dict[str, float]:
     return spent
 
 
-def _settings_text(run: _Run) -> Html | None:
+def _settings_text(run: Run) -> Html | None:
     try:
         with (run.output / "config.yaml").open("rb") as file:
             text = file.read(_MAX_SETTINGS_BYTES).decode("utf-8", "replace")

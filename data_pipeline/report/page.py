@@ -42,6 +42,9 @@ _WIDTH, _HEIGHT = 300, 160
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 10, 30, 20
 """Size of a chart and of the margins around its plot, in pixels."""
 
+_LEAST = 0.4
+"""Per cent of a bar's length: what there is at all can be seen."""
+
 _LARGEST = 1e100
 """Values beyond are drawn as this one, and differences below its inverse are none: no sum overflows."""
 
@@ -154,9 +157,10 @@ def bar(parts: Sequence[tuple[str, float]], total: float, label: str) -> Html:
     left, rects = 0.0, []
     for kind, length in parts:
         share = 100 * length / total
+        x = min(left, 100 - _LEAST)
         if length > 0:
             rects.append(
-                element("rect", class_=kind, x=f"{left:.3f}%", width=f"{max(share, 0.4):.3f}%", height=14)
+                element("rect", class_=kind, x=f"{x:.3f}%", width=f"{max(share, _LEAST):.3f}%", height=14)
             )
         left += share
     track = element("rect", class_="track", x=0, y=0, width="100%", height=14)

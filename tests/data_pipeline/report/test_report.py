@@ -20,11 +20,11 @@ import pytest
 
 from data_pipeline.__main__ import main
 from data_pipeline.journal import Journal, read_values
-from data_pipeline.pictures import Look, draw, draw_all
 from data_pipeline.pipeline import PipelineConfig
 from data_pipeline.progress import PACE_FILE, Progress, read_pace
-from data_pipeline.report import write_report
-from data_pipeline.survey import survey
+from data_pipeline.report.build import write_report
+from data_pipeline.report.pictures import Look, draw, draw_all
+from data_pipeline.report.survey import survey
 from hummingbird.config import load_config, save_config
 from hummingbird.manifest import COLUMNS, ClipRecord, ManifestError, read_manifest, schema, write_manifest
 from hummingbird.video_io import VideoError, read_video, write_video
@@ -530,7 +530,7 @@ def test_a_picture_of_nothing_is_an_error(tmp_path: Path) -> None:
 def test_the_pace_adds_up_over_runs_and_garbage_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / PACE_FILE
     for done_before, count in ((0, 3), (3, 4)):
-        progress = Progress("score", 7, done_before, "clips", path)
+        progress = Progress("score", 7, done_before, "clips", tmp_path)
         for _ in range(count):
             progress.add("kept")
         progress.close()
@@ -538,6 +538,9 @@ def test_the_pace_adds_up_over_runs_and_garbage_is_passed_over(tmp_path: Path) -
         file.write(b'{"phase": "score", "unit": "clips", "ended_at": 1, "seconds": -1, "done": 100}\n')
         file.write(b'[1]\n{"phase": 1}\n\xff\n{"phase": "score", "un')
         file.write(b'{"seconds": 1' + b"0" * 10_000 + b"}\n")
+        file.write(b'{"phase": "x", "unit": "y", "ended_at": 1, "seconds": 1, "done": 1e308}\n')
+        file.write(b'{"phase": "x", "unit": "y", "ended_at": 1, "seconds": 1e-300, "done": 1}\n')
+        file.write(b'{"phase": "x", "unit": "y", "ended_at": 1, "seconds": 1, "done": NaN}\n')
     paces = list(read_pace(path))
     assert sum(pace.done for pace in paces) == 7
     assert all(pace.phase == "score" and pace.unit == "clips" and pace.seconds > 0 for pace in paces)

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from data_pipeline.page import (
+from data_pipeline.report.page import (
     Html,
     Mark,
     bar,
@@ -197,6 +197,11 @@ def test_every_chart_has_a_name_and_a_description() -> None:
     small = drawn(bar([("kept", 3), ("dropped", 1)], 4, "3 of 4"))
     assert (small.get("aria-label"), small[0].text) == ("3 of 4", "3 of 4")
     assert [rect.get("width") for rect in small.iter("rect")] == ["100%", "75.000%", "25.000%"]
+
+
+def test_one_of_a_million_is_seen_at_the_end_of_a_bar() -> None:
+    last = list(drawn(bar([("kept", 999_999), ("error", 1)], 1_000_000, "x")).iter("rect"))[-1]
+    assert (last.get("class"), last.get("x"), last.get("width")) == ("error", "99.600%", "0.400%")
 
 
 def test_the_policy_allows_this_style_and_pictures_from_within_only() -> None:
