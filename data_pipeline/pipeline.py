@@ -506,7 +506,7 @@ class _Curation:
         if not any(dues):
             return
         missing = (task for task, due in zip(tasks(), dues, strict=True) if due)
-        progress = Progress(phase, len(dues), len(dues) - sum(dues), unit)
+        progress = Progress(phase, len(dues), len(dues) - sum(dues), unit, self._output / "work")
         try:
             for key, outcome in self._pool.run(function, missing, timeout_s=timeout_s):
                 value = self._checked(outcome, phase) if isinstance(outcome, Failure) else outcome

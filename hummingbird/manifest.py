@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from hummingbird.video_io import atomic_path
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 __all__ = [
     "COLUMNS",
@@ -25,6 +27,7 @@ __all__ = [
     "STATUSES",
     "ClipRecord",
     "ManifestError",
+    "open_manifest",
     "read_manifest",
     "schema",
     "write_manifest",
@@ -195,6 +198,25 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[ClipRecord]:
         FileNotFoundError: there is no such file.
         ManifestError: it is no manifest, or of a version that this code does not know.
     """
+    with open_manifest(path) as file:
+        score_names = [name for name in file.schema_arrow.names if name not in COLUMNS]
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                scores = {name: row.pop(name) for name in score_names}
+                yield ClipRecord(
+                    **row, scores={name: value for name, value in scores.items() if value is not None}
+                )
+
+
+@contextmanager
+def open_manifest(path: str | os.PathLike[str]) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """Give a manifest as a Parquet file, for those who read some columns of very many rows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ManifestError: it is no manifest, or of a version that this code does not know; or what is read from
+            it within the block turns out to be damaged.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -207,13 +229,11 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[ClipRecord]:
         raise ManifestError(f"{path}: not a Parquet file ({' '.join(str(error).split())})") from error
     with file:
         _check(file.schema_arrow, path)
-        score_names = [name for name in file.schema_arrow.names if name not in COLUMNS]
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                scores = {name: row.pop(name) for name in score_names}
-                yield ClipRecord(
-                    **row, scores={name: value for name, value in scores.items() if value is not None}
-                )
+        try:
+            yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            text = " ".join(str(error).split())
+            raise ManifestError(f"{path}: damaged ({text}); run the curation again") from error
 
 
 def _check(found: pyarrow.Schema, path: Path) -> None:
