@@ -84,6 +84,16 @@ def _prompt(text: str) -> str:
     return text
 
 
+def _bucket(text: str) -> tuple[int, int, int]:
+    numbers = text.lower().split("x")
+    if len(numbers) != 3 or not all(
+        number.isascii() and number.isdigit() and int(number) for number in numbers
+    ):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected FRAMESxHEIGHTxWIDTH such as 16x320x512")
+    frames, height, width = map(int, numbers)
+    return frames, height, width
+
+
 def _video_path(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in video_io.SUFFIXES:
@@ -271,6 +281,37 @@ def build_parser() -> argparse.ArgumentParser:
     heat.add_argument("--width", type=_count, help=f"pixels {own}")
     heat.add_argument("--guidance-scale", type=_number, help=f"as it will be given to generate {own}")
     _add_common(heat)
+
+    ship = verbs.add_parser(
+        "export", help="write a model as ONNX graphs or compiled packages, as a folder", allow_abbrev=False
+    )
+    ship.set_defaults(run=export)
+    ship.add_argument(
+        "--model", default="nano", help="nano (embedded), a diffusers folder or a hub id (default: nano)"
+    )
+    ship.add_argument(
+        "--format",
+        required=True,
+        choices=["aoti", "onnx"],
+        help="aoti: code compiled for this machine; onnx: graphs for ONNX Runtime",
+    )
+    ship.add_argument("--target", required=True, choices=["cpu", "cuda", "rocm"], help="where it will run")
+    ship.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16", "bfloat16", "int8", "int8-dynamic"],
+        help="precision (default: float32); int8 stores weights in 8 bits, int8-dynamic also multiplies in 8 "
+        "bits (both for onnx only; bfloat16 for aoti only)",
+    )
+    ship.add_argument(
+        "--bucket",
+        action="append",
+        type=_bucket,
+        metavar="FRAMESxHEIGHTxWIDTH",
+        help="size of the videos, such as 16x320x512; repeat for several (default: the model's own)",
+    )
+    ship.add_argument("--to", type=Path, required=True, help="new folder; then: generate --model FOLDER")
+    _add_common(ship)
 
     look = verbs.add_parser("doctor", help="say what this machine can run", allow_abbrev=False)
     look.set_defaults(run=doctor)
@@ -531,6 +572,47 @@ def warmup(args: argparse.Namespace) -> dict[str, Any]:
     if not report.cache_bytes:
         _answer(f"{report.device}: keeps no kernels on disk; nothing to do before the next process")
     return {"model": args.model, **report.to_dict()}
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    """Write a folder that runs without the model's Python code; it is whole or absent."""
+    from hummingbird.export import Bucket
+    from hummingbird.export.build import export_pipeline
+    from hummingbird.pruning.surgery import new_folder
+
+    start_s = time.perf_counter()
+    with new_folder(args.to) as folder:
+        manifest, operators = export_pipeline(
+            runtime.load_pipeline(args.model, "cpu", "float32"),
+            folder,
+            format=args.format,
+            target=args.target,
+            dtype=args.dtype,
+            buckets=[
+                Bucket(num_frames=frames, height=height, width=width)
+                for frames, height, width in args.bucket or ()
+            ],
+            progress=_say,
+        )
+    for name, found in operators.get("graphs", {}).items():
+        for verdict in ("fallback", "missing"):
+            if found[verdict]:
+                _say(f"note: {name}: {verdict} on {args.target}: {', '.join(found[verdict])}")
+    _answer(str(args.to))
+    graphs = [asdict(graph) for graph in manifest.graphs]
+    return {
+        "to": str(args.to),
+        "model": args.model,
+        "format": args.format,
+        "target": args.target,
+        "dtype": args.dtype,
+        "opset": manifest.opset,
+        "size_bytes": sum(file.size_bytes for file in manifest.files),
+        "seconds": round(time.perf_counter() - start_s, 2),
+        "versions": manifest.versions,
+        "graphs": graphs,
+        "operators": operators,
+    }
 
 
 def doctor(args: argparse.Namespace) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
     """Load a pipeline onto its device.
 
     Args:
-        model: an embedded name (``nano``), a diffusers folder, a checkpoint of the family, or a hub id
-            (``owner/name``).
+        model: an embedded name (``nano``), a diffusers folder, a folder that ``hummingbird export`` wrote, a
+            checkpoint of the family, or a hub id (``owner/name``).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: one of ``DTYPES``. With ``auto`` the autoencoder may get a type of its own, which suits the
             hardware (``hummingbird.backends``); any other one is that of every part.
@@ -80,12 +80,16 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
     """
     import torch
 
+    from hummingbird.export import is_exported
+
+    embedded = nano.resolve(model) is not None
+    path = Path(model)
+    if not embedded and is_exported(path):
+        return _load_exported(path, device, dtype)
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     settings = backends.detect(where)
     vae_precision = resolve_dtype(settings.vae_dtype if dtype == "auto" else dtype, where)
-    embedded = nano.resolve(model) is not None
-    path = Path(model)
     if not embedded and not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         known = ", ".join(nano.EMBEDDED_MODELS)
         raise FileNotFoundError(
@@ -104,3 +108,28 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
     else:
         pipe = HummingbirdPipeline.from_pretrained(model, dtype={"default": precision, "vae": vae_precision})
     return pipe.to(where)
+
+
+def _load_exported(folder: Path, device: str, dtype: str) -> HummingbirdPipeline:
+    """Load an exported folder where and in what it was exported for.
+
+    Raises:
+        ValueError: another device or dtype was asked for.
+    """
+    from hummingbird.export import read_manifest
+    from hummingbird.pipelines import HummingbirdPipeline
+
+    manifest = read_manifest(folder, verify=False)  # the loader verifies
+    runs_on = "cpu" if manifest.target == "cpu" else "cuda"
+    if device not in ("auto", runs_on):
+        raise ValueError(
+            f"device: got {device!r}, but {folder} was exported for {manifest.target}; leave it out, or "
+            "export it for that target"
+        )
+    if dtype not in ("auto", manifest.dtype):
+        raise ValueError(
+            f"dtype: got {dtype!r}, but {folder} was exported in {manifest.dtype}; leave it out, or export "
+            "it in that one"
+        )
+    pipe: HummingbirdPipeline = HummingbirdPipeline.from_pretrained(folder)
+    return pipe

@@ -23,6 +23,7 @@ from einops import rearrange
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from hummingbird import nano
+from hummingbird.export import is_exported
 from hummingbird.models import UNetSpatioTemporalModel
 from hummingbird.pipelines.decoding import FrameDecodeError, decode_in_chunks, default_chunk_size
 from hummingbird.pipelines.output import HummingbirdPipelineOutput
@@ -44,6 +45,7 @@ FALLBACK_CALL: dict[str, int | float] = {
 """Call arguments of a model that has no defaults of its own."""
 
 _ALIGNMENT_BYTES = 64  # what torch's own allocator gives
+EXPORTED_COMPONENTS = ("text_encoder", "unet", "vae")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Generators = torch.Generator | list[torch.Generator]
@@ -108,7 +110,8 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
 
         Args:
             pretrained_model_name_or_path: An embedded name wins over a folder of the same name; write
-                ``./nano`` for the folder.
+                ``./nano`` for the folder. A folder that ``hummingbird export`` wrote runs by its graphs;
+                those of AOTInductor are native code: load only what you trust.
             **kwargs: As in diffusers. ``dtype`` is float32 where it is not given, whatever type the weights
                 are stored in; a dict gives each component its own: ``{"unet": ..., "default": ...}``. Where
                 there is no safetensors file, a ``.bin`` is read by torch's unpickler for tensors alone, which
@@ -116,6 +119,7 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
 
         Raises:
             FileNotFoundError: Where an embedded model is not part of this installation.
+            ExportError: Where an exported folder was changed, or is for another machine.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs.pop("torch_dtype", None)
@@ -129,6 +133,9 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
                     "reinstall hummingbird, or train it with `make nano`"
                 )
             source = str(folder)
+        if is_exported(Path(source)):
+            given = tuple(name for name in EXPORTED_COMPONENTS if name in kwargs)
+            kwargs.update(_exported_parts(Path(source), given))
         for name in _left_out(Path(source)):
             kwargs.setdefault(name, None)
         pipe = super().from_pretrained(source, **kwargs)
@@ -688,6 +695,13 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
             return latents
         video = self.decode_latents(latents, decode_chunk_size)
         return self.video_processor.postprocess_video(video, output_type=output_type)
+
+
+def _exported_parts(folder: Path, given: tuple[str, ...]) -> dict[str, torch.nn.Module]:
+    """Open the graphs of an exported folder, but for the components that the caller brings."""
+    from hummingbird.export.components import load_parts
+
+    return dict(load_parts(folder, skip=given))
 
 
 def _left_out(folder: Path) -> list[str]:

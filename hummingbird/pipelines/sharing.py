@@ -15,6 +15,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCardData, create_repo, file_exists
 from huggingface_hub.repocard import metadata_load
 
+from hummingbird.export.components import ExportedPart
+
 CARD_FILE_NAME = "README.md"
 LICENCE_FILE_NAME = "LICENSE"
 UNKNOWN_LICENCE = "unknown"
@@ -115,10 +117,18 @@ class SharablePipeline(DiffusionPipeline):
             **kwargs: For the upload: ``repo_id`` (the folder's name where left out), ``commit_message``,
                 ``private``, ``token``, ``create_pr``.
 
+        Raises:
+            ValueError: Where parts are exported graphs.
+
         Returns:
             What the hub answers to an upload; None without one.
         """
         folder = Path(save_directory)
+        exported = [name for name, part in self.components.items() if isinstance(part, ExportedPart)]
+        if exported:
+            raise ValueError(
+                f"{', '.join(exported)}: exported graphs cannot be saved again; copy the exported folder"
+            )
         super().save_pretrained(
             folder,
             safe_serialization=safe_serialization,
