@@ -41,6 +41,7 @@ from data_pipeline.stages.ingest import IngestConfig
 from data_pipeline.stages.motion import MotionConfig
 from data_pipeline.stages.quality import QualityConfig
 from data_pipeline.stages.shots import ShotsConfig
+from data_pipeline.stages.text import TextConfig
 from data_pipeline.stages.write import Sample, WriteConfig, encode_clip, write_shard
 from hummingbird.config import config_dataclass, save_config
 from hummingbird.manifest import ClipRecord, write_manifest
@@ -84,6 +85,7 @@ class PipelineConfig:
     shots: ShotsConfig = ShotsConfig()
     basics: BasicsConfig = BasicsConfig()
     motion: MotionConfig = MotionConfig()
+    text: TextConfig = TextConfig()
     quality: QualityConfig = QualityConfig()
     dedup: DedupConfig = DedupConfig()
     write: WriteConfig = WriteConfig()
@@ -91,7 +93,7 @@ class PipelineConfig:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that look at one clip, in their order."""
-        return (self.basics, self.motion, self.quality, self.dedup)
+        return (self.basics, self.motion, self.text, self.quality, self.dedup)
 
     @property
     def num_workers(self) -> int:

@@ -175,11 +175,11 @@ def load_dover(checkpoint: Path, name: DoverName, config: Mapping[str, Any] | No
         DoverError: the file does not hold these weights.
         OSError: it cannot be read.
     """
-    model = Dover(**(CONFIGS[name] if config is None else config))
     try:
         found = read_tensors(checkpoint, max_bytes=_MAX_BYTES)
     except ValueError as error:
         raise DoverError(str(error)) from error
+    model = Dover(**(CONFIGS[name] if config is None else config))
     model.load_state_dict(_checked(found, model.state_dict(), f"{checkpoint}: is not {name}"))
     logging.getLogger(__name__).warning("%s: %s", checkpoint, LICENCE)
     return model.eval().requires_grad_(False)
