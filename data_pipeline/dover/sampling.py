@@ -223,7 +223,8 @@ class FragmentGrid:
 
     def _enlarged_size(self, height: int, width: int) -> tuple[int, int]:
         ratio = self._ratio(height, width)
-        return (height, width) if ratio >= 1 else (int(height / ratio), int(width / ratio))
+        # As torch rounds the size for a factor.
+        return (height, width) if ratio >= 1 else (int(height * (1 / ratio)), int(width * (1 / ratio)))
 
     def _enlarged(self, image: torch.Tensor) -> torch.Tensor:
         ratio = self._ratio(*image.shape[1:])

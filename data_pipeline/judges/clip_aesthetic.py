@@ -11,8 +11,10 @@ https://github.com/christophschuhmann/improved-aesthetic-predictor (Apache-2.0).
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +199,8 @@ def _tower(checkpoint: Path, model: str) -> tuple[torch.nn.Module, Any]:
         raise QualityError(
             f"{checkpoint}: its text tower would be downloaded; use a model with open_clip's own"
         )
-    whole = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    with _without_warning("No pretrained weights loaded"):  # they are, below
+        whole = open_clip.create_model(name, load_weights=False, pretrained_text=False)
     tensors = {
         key.removeprefix("module."): value for key, value in _tensors(weights, _MAX_TOWER_BYTES).items()
     }
@@ -214,6 +217,21 @@ def _tower(checkpoint: Path, model: str) -> tuple[torch.nn.Module, Any]:
         )
     whole.visual.load_state_dict(found)
     return whole.visual, image_transform_v2(PreprocessCfg(**whole.visual.preprocess_cfg), is_train=False)
+
+
+@contextmanager
+def _without_warning(beginning: str) -> Iterator[None]:
+    """Keep one message of open_clip's out of the log; it goes to the root logger."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginning)
+
+    root = logging.getLogger()
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:

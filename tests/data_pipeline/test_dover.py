@@ -187,6 +187,15 @@ def test_the_published_layout_leaves_the_lower_right_of_a_small_picture_out(heig
     assert blind.max() < 255 * max(ratio, 32 * ratio / height) + 5
 
 
+def test_the_size_of_an_enlarged_picture_is_known_before() -> None:
+    grid = FragmentGrid(fragments_h=3, fragments_w=3, fsize_h=8, fsize_w=8)
+    for height in range(3, 25):
+        for width in range(3, 40, 3):
+            image = torch.zeros(3, height, width, dtype=torch.uint8)
+            assert grid._enlarged(image).shape[1:] == grid._enlarged_size(height, width)
+            assert grid.sample(image[:, None], torch.Generator()).shape == (3, 1, 24, 24)
+
+
 def test_crops_are_kept_for_a_group_of_frames_and_drawn_anew_for_the_next() -> None:
     grid = FragmentGrid(fragments_h=2, fragments_w=3, fsize_h=8, fsize_w=8, aligned=2)
     video = torch.randint(

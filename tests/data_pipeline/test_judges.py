@@ -387,7 +387,7 @@ def clip_folder(tmp_path: Path) -> Path:
 
 
 def test_clip_aesthetic_is_the_head_on_open_clips_own_features(
-    clip_folder: Path, tmp_path: Path, spec: ClipSpec
+    clip_folder: Path, tmp_path: Path, spec: ClipSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     import open_clip
     import PIL.Image
@@ -395,7 +395,9 @@ def test_clip_aesthetic_is_the_head_on_open_clips_own_features(
     head = save_mlp(tmp_path / "head.pth")
     files = ClipAestheticConfig(checkpoint=clip_folder, head=tmp_path / "head.pth", num_frames=3)
     stage = QualityConfig(model="clip-aesthetic", clip_aesthetic=files)
+    caplog.clear()
     found = verdict(stage, spec).scores
+    assert "No pretrained weights" not in caplog.text
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     images = Clip(spec, stage.views).frames(stage.views[0]).images
     assert len(images) == 3
