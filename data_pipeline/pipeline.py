@@ -43,6 +43,7 @@ from data_pipeline.stages.motion import MotionConfig
 from data_pipeline.stages.quality import QualityConfig
 from data_pipeline.stages.recaption import RecaptionConfig, Recaptioner, frame_path, sample_frames
 from data_pipeline.stages.shots import ShotsConfig
+from data_pipeline.stages.text import TextConfig
 from data_pipeline.stages.write import Sample, WriteConfig, encode_clip, write_shard
 from hummingbird.config import config_dataclass, save_config
 from hummingbird.manifest import ClipRecord, write_manifest
@@ -86,6 +87,7 @@ class PipelineConfig:
     shots: ShotsConfig = ShotsConfig()
     basics: BasicsConfig = BasicsConfig()
     motion: MotionConfig = MotionConfig()
+    text: TextConfig = TextConfig()
     quality: QualityConfig = QualityConfig()
     dedup: DedupConfig = DedupConfig()
     recaption: RecaptionConfig = RecaptionConfig()
@@ -94,7 +96,7 @@ class PipelineConfig:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that look at one clip, in their order."""
-        return (self.basics, self.motion, self.quality, self.dedup)
+        return (self.basics, self.motion, self.text, self.quality, self.dedup)
 
     @property
     def num_workers(self) -> int:
