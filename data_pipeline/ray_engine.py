@@ -17,6 +17,7 @@ import os
 import pickle
 import queue
 import resource
+import socket
 import sys
 import threading
 import warnings
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["RayConfig", "RayPool"]
 
 _MISSING = "--engine ray needs Ray, which is not installed; pip install 'hummingbird-t2v[ray]'"
+_CONNECT_TIMEOUT_S = 10.0
 _MIN_FOR_DOUBT = 3
 """So many tasks lost, and not one done, speak of a broken cluster and not of broken clips."""
 
@@ -135,18 +137,18 @@ class RayPool:
         self, function: Callable[..., Any], wave: list[Task], timeout_s: float, uses_models: bool
     ) -> Iterator[tuple[str, Any]]:
         block_size = self._settings.tasks_per_block
-        for tries_left in reversed(range(MAX_TRIES)):
+        for number in range(MAX_TRIES):
             done: set[int] = set()
             for index, outcome in self._answers(function, wave, block_size, timeout_s, uses_models):
                 done.add(index)
                 yield wave[index].key, outcome
             lost = [task for index, task in enumerate(wave) if index not in done]
-            if len(lost) >= _MIN_FOR_DOUBT and not done:
+            if number == 0 and not done and len(lost) >= _MIN_FOR_DOUBT:
                 raise EngineError(
                     f"ray: {len(lost)} tasks, and all lost their actors; see what the actors said above, and "
                     "whether the nodes have the packages and the memory"
                 )
-            if lost and tries_left:
+            if lost and number < MAX_TRIES - 1:
                 self._say(f"ray: actors or nodes were lost; {len(lost)} tasks are done again")
             # Each alone, so that none is lost again for its neighbours' sake.
             wave, block_size = lost, 1
@@ -250,19 +252,22 @@ def _join(address: str, send_code: bool) -> None:
     """
     import ray
 
-    if "://" in address:
+    host, _, port = address.rpartition(":")
+    if "://" in address or (address != "auto" and not (host and port.isdecimal() and int(port) < 65536)):
         raise EngineError(
-            f"ray.address: got {address!r}, expected HOST:PORT or auto; start the command on a node of the "
-            "cluster, which has the data in any case"
+            f"ray.address: got {address!r}, expected HOST:PORT or auto; give the command on a node of the "
+            "cluster, where the data is in any case"
         )
     packages = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "hummingbird")]
     try:
+        if address != "auto":  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
         ray.init(
             address=address,
             logging_level=logging.ERROR,
             runtime_env={"py_modules": packages} if send_code else None,
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise EngineError(
             f"ray.address: no cluster at {address!r} ({said}); start one with `ray start --head`"
