@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import time
 from collections import Counter
@@ -31,10 +30,11 @@ import pydantic
 from pydantic import Field
 
 from data_pipeline.clip import Clip, ClipSpec, Crop, Drop, Source, Stage, clip_id
-from data_pipeline.engine import EngineError, Failure, Pool, Task
+from data_pipeline.engine import EngineError, Failure, Pool, SetupError, Task
 from data_pipeline.journal import Journal, digest
 from data_pipeline.progress import Progress
 from data_pipeline.recaption.rewrite import Question
+from data_pipeline.ray_engine import RayConfig, RayPool
 from data_pipeline.resolve import Candidate, resolve
 from data_pipeline.stages.basics import BasicsConfig
 from data_pipeline.stages.dedup import DedupConfig
@@ -67,8 +67,8 @@ class PipelineConfig:
     Attributes:
         input: folder of videos, or a list of them (see ``ingest``).
         output: folder for shards, manifest and the run's state.
-        engine: ``local`` uses processes of this machine.
-        workers: processes; 0 is one for each processor that this process may use.
+        engine: ``local`` uses processes of this machine, ``ray`` those of a cluster.
+        workers: processes; 0 is one for each processor that this process may use, or that the cluster has.
         clip_timeout_s: one try of scoring or writing one clip.
         source_timeout_s: one try of finding the shots of one source.
         retry_failed: do tasks again that failed in an earlier run.
@@ -92,6 +92,7 @@ class PipelineConfig:
     dedup: DedupConfig = DedupConfig()
     recaption: RecaptionConfig = RecaptionConfig()
     write: WriteConfig = WriteConfig()
+    ray: RayConfig = RayConfig()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -131,10 +132,6 @@ class Summary:
 
 
 # --- tasks: what runs in the workers ------------------------------------------------------------------------
-
-
-class SetupError(RuntimeError):
-    """A stage cannot start: a missing checkpoint or library, which no clip is to blame for."""
 
 
 def split_source(shots: ShotsConfig, source: Source) -> dict[str, Any]:
@@ -272,7 +269,8 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
         stack.enter_context(_locked(output))
         stack.enter_context(_without_leftovers(output))
         save_config(config, output / "config.yaml")
-        pool = stack.enter_context(Pool(config.num_workers))
+        pool = _pool(config, say)
+        stack.enter_context(pool)
         curation = _Curation(config, output, sources, pool, stack, say)
         reasons, alarms, num_shards = curation.run()
     return Summary(
@@ -284,16 +282,25 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
         captions=curation.captions,
         num_shards=num_shards,
         seconds=time.monotonic() - started,
-        worker_peak_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        worker_peak_mib=pool.worker_peak_mib,
     )
 
 
-def _places(config: PipelineConfig) -> tuple[Path, Path]:
+def _pool(config: PipelineConfig, say: Callable[[str], None]) -> Pool | RayPool:
     if config.engine == "ray":
-        raise EngineError("engine: got 'ray', which is not available yet; use --engine local")
+        return RayPool(config.ray, config.workers, say)
+    return Pool(config.num_workers)
+
+
+def _places(config: PipelineConfig) -> tuple[Path, Path]:
     for name in ("input", "output"):
         if getattr(config, name) is None:
             raise ValueError(f"{name} is not set; give --{name}, or {name}: in the settings file")
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(getattr(config, name))):
+            raise ValueError(
+                f"{name}: got {getattr(config, name)}, expected a path of the file system; mount the bucket, "
+                "see docs/data_at_scale.md"
+            )
     assert config.input is not None
     assert config.output is not None
     if config.output.resolve().is_relative_to(config.input.resolve()):
@@ -301,6 +308,9 @@ def _places(config: PipelineConfig) -> tuple[Path, Path]:
             f"output: {config.output} lies in the input, and its videos would be taken for sources; "
             "choose another folder"
         )
+    if config.engine == "ray":
+        # Actors need not start in the folder in which the command was given.
+        return config.input.absolute(), config.output.absolute()
     return config.input, config.output
 
 
@@ -423,7 +433,7 @@ class _Curation:
         config: PipelineConfig,
         output: Path,
         sources: list[Source],
-        pool: Pool,
+        pool: Pool | RayPool,
         stack: ExitStack,
         say: Callable[[str], None],
     ) -> None:
@@ -497,6 +507,7 @@ class _Curation:
         tasks: Callable[[], Iterator[Task]],
         timeout_s: float,
         is_lost: Callable[[str], bool] = lambda key: False,
+        uses_models: bool = False,
     ) -> None:
         """Do the tasks that the journal does not have, or whose result is lost.
 
@@ -510,7 +521,8 @@ class _Curation:
         missing = (task for task, due in zip(tasks(), dues, strict=True) if due)
         progress = Progress(phase, len(dues), len(dues) - sum(dues), unit, self._output / "work")
         try:
-            for key, outcome in self._pool.run(function, missing, timeout_s=timeout_s):
+            outcomes = self._pool.run(function, missing, timeout_s=timeout_s, uses_models=uses_models)
+            for key, outcome in outcomes:
                 value = self._checked(outcome, phase) if isinstance(outcome, Failure) else outcome
                 journal.add(key, value)
                 progress.add(value.get("reason") or "kept")
@@ -543,7 +555,7 @@ class _Curation:
         def tasks() -> Iterator[Task]:
             for source, key in zip(self._sources, self._split_keys, strict=True):
                 if key is not None:
-                    yield Task(key=key, arguments=(self._config.shots, source))
+                    yield Task(key=key, arguments=(self._config.shots, source), cost=_size_bytes(source))
 
         self._run_tasks("shots", "sources", self._split, split_source, tasks, self._config.source_timeout_s)
 
@@ -562,9 +574,11 @@ class _Curation:
     def _score_clips(self) -> None:
         def tasks() -> Iterator[Task]:
             for found in self._clips():
-                yield Task(key=self._score_key(found), arguments=(self._config.stages, found.spec))
+                arguments = (self._config.stages, found.spec)
+                yield Task(key=self._score_key(found), arguments=arguments, cost=_num_pixels(found.spec))
 
-        self._run_tasks("score", "clips", self._score, score_clip, tasks, self._config.clip_timeout_s)
+        timeout_s = self._config.clip_timeout_s
+        self._run_tasks("score", "clips", self._score, score_clip, tasks, timeout_s, uses_models=True)
 
     def _resolve(self) -> tuple[dict[str, Drop], tuple[str, ...]]:
         """Decide what needs all clips at once, and write down the thresholds."""
@@ -694,7 +708,7 @@ class _Curation:
             def tasks() -> Iterator[Task]:
                 for clip in clips:
                     arguments = (self._config.write, clip.spec, clip.crop, self._clip_path(clip.key))
-                    yield Task(key=clip.key, arguments=arguments)
+                    yield Task(key=clip.key, arguments=arguments, cost=_num_pixels(clip.spec))
 
             timeout_s = self._config.clip_timeout_s
             self._run_tasks("write", "clips", self._write, write_one, tasks, timeout_s, is_lost)
@@ -842,6 +856,17 @@ class _Curation:
     def _verdict(self, values: dict[str, Any], damage: str | None, source: Source) -> dict[str, Any]:
         detail = values["detail"] + (f" (source damaged: {damage})" if damage else "")
         return {"status": values["status"], "reason": values["reason"], "detail": _one_line(detail, source)}
+
+
+def _size_bytes(source: Source) -> int:
+    try:
+        return source.path.stat().st_size if source.path is not None else 0
+    except OSError:  # gone by now: its task says so
+        return 0
+
+
+def _num_pixels(spec: ClipSpec) -> int:
+    return spec.num_frames * spec.width * spec.height
 
 
 def _one_line(text: str, source: Source) -> str:

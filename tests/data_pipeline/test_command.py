@@ -52,7 +52,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(
 @pytest.mark.parametrize(
     ("more", "status", "message"),
     [
-        (["--engine", "ray"], 1, "engine: got 'ray', which is not available yet; use --engine local"),
+        (["--input", "s3://bucket/videos"], 1, "input: got s3:/bucket/videos, expected a path of the file"),
         (["--input", "/nonexistent"], 1, "/nonexistent: no such file or folder"),
         (["--output", "/proc/nowhere"], 1, "/proc/nowhere"),
     ],
