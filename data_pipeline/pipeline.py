@@ -33,8 +33,8 @@ from data_pipeline.clip import Clip, ClipSpec, Crop, Drop, Source, Stage, clip_i
 from data_pipeline.engine import EngineError, Failure, Pool, SetupError, Task
 from data_pipeline.journal import Journal, digest
 from data_pipeline.progress import Progress
-from data_pipeline.recaption.rewrite import Question
 from data_pipeline.ray_engine import RayConfig, RayPool
+from data_pipeline.recaption.rewrite import Question
 from data_pipeline.resolve import Candidate, resolve
 from data_pipeline.stages.basics import BasicsConfig
 from data_pipeline.stages.dedup import DedupConfig
