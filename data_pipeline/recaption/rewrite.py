@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Question", "Rewriter", "escape", "rewrite", "rewrite_all"]
 
 MAX_SOURCE_CHARS = 1000
+_UNASKED = ("injection", "no caption")
+"""Decided without the model."""
 _MARKS = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", "{": "(", "}": ")", "\\": "/"})
 
 _HINTS = {
@@ -183,7 +185,10 @@ def rewrite_all(
 
     try:
         for question, decision in _concurrently(decide, questions, chat.threads):
-            if decision["status"] == "error" and not is_down.is_set():
+            if decision["reason"] in _UNASKED:
+                yield question.key, decision  # says nothing about the server
+                continue
+            if decision["reason"].startswith("server: ") and not is_down.is_set():
                 waiting.append((question.key, decision))
                 if len(waiting) < settings.max_failures:
                     continue

@@ -50,6 +50,8 @@ LEARNED = {
 }
 BY_MODEL = {"park.mp4": LEARNED["park.mp4"], "beach.mp4": LEARNED["beach.mp4"]}
 NOTES = {"street.mp4": "refusal", "evil.mp4": "injection", "none.mp4": "no caption", "file.mp4": "no caption"}
+FEW = ("--workers", "1")
+"""Starting a worker takes longer than these clips do."""
 PICTURE_PROMPT = "Say what it is. {caption}"
 
 
@@ -102,7 +104,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of a run without recaptioning, with its clips: what is left to do is the recaptioning."""
     output = tmp_path_factory.mktemp("scored") / "out"
-    places = ["--input", str(videos), "--output", str(output), "--keep-clips", "True"]
+    places = ["--input", str(videos), "--output", str(output), "--keep-clips", "True", *FEW]
     run(load_config(PipelineConfig, TINY_CONFIG, places))
     return output
 
@@ -119,7 +121,7 @@ def configure(videos: Path, scored: Path, tmp_path: Path) -> Configure:
             shutil.copytree(scored, tmp_path / name)
         settings = ["--recaption.backend", backend]
         settings += [flag.replace("--", "--recaption.", 1) if flag[:2] == "--" else flag for flag in flags]
-        places = ["--input", str(videos), "--output", str(tmp_path / name), "--keep-clips", "True"]
+        places = ["--input", str(videos), "--output", str(tmp_path / name), "--keep-clips", "True", *FEW]
         return load_config(PipelineConfig, TINY_CONFIG, [*places, *settings, *more])
 
     return make
@@ -168,7 +170,7 @@ def test_without_recaptioning_captions_stay(scored: Path) -> None:
 
 def test_rules_in_a_whole_run(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
-    words = ["run", str(TINY_CONFIG), "--input", str(videos), "--output", str(output)]
+    words = ["run", str(TINY_CONFIG), "--input", str(videos), "--output", str(output), *FEW]
     assert main([*words, "--recaption.backend", "rules", "--json"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out.splitlines()[-1])["captions"] == {
@@ -211,7 +213,7 @@ def test_a_served_model_in_a_whole_run_of_the_command(
     chat_model: Path, base_url: str, videos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    places = ["--input", str(videos), "--output", str(output), "--workers", "1"]
+    places = ["--input", str(videos), "--output", str(output), *FEW]
     settings = ["--recaption.backend", "openai", "--recaption.model", str(chat_model)]
     settings += ["--recaption.base-url", base_url, "--recaption.api-key-env", "TINY_KEY"]
     done = subprocess.run(
