@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clip-mib", type=float, default=2.0, help="size of a written clip")
     parser.add_argument("--storage-month", type=float, help="price of a GiB for a month")
     parser.add_argument(
-        "--blocks-per-second", type=float, default=20.0, help="that one driver hands out, measured"
+        "--blocks-per-second", type=float, default=50.0, help="that one driver hands out, measured"
     )
     return parser
 
