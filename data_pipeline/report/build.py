@@ -32,7 +32,7 @@ _MAX_SHEETS = 16
 """Contact sheets of drop reasons; the rarer ones are in the funnel only."""
 
 _EXAMPLES, _MAX_CAUSES = 3, 30
-_CAPTIONS = 12
+_CAPTIONS, _CAPTIONS_KEPT = 12, 4
 _MAX_JSON_BYTES = 1_000_000
 _MAX_TITLE = 120
 
@@ -82,11 +82,11 @@ def write_report(output: Path, input_path: Path | None = None) -> ReportSummary:
         marks=marks,
         sheets=_sheets(found, found.column("quality")),
         errors=_error_examples(found),
-        rewritten=found.sample(found.is_rewritten, _CAPTIONS),
+        captions=found.sample(found.is_rewritten, _CAPTIONS) + found.sample(found.has_note, _CAPTIONS_KEPT),
         notes=notes,
     )
     shown = sorted({row for sheet in run.sheets for row in sheet.rows})
-    run.rows = found.rows({*shown, *run.rewritten, *(row for rows in run.errors.values() for row in rows)})
+    run.rows = found.rows({*shown, *run.captions, *(row for rows in run.errors.values() for row in rows)})
     run.pictures = _pictures(run, shown, input_path or (config.input if config is not None else None))
     path = output / "report.html"
     with atomic_path(path) as partial:

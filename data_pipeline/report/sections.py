@@ -73,7 +73,7 @@ class Run:
         marks: thresholds by score.
         sheets: contact sheets.
         errors: numbers of the rows shown of each cause of an error, by the cause's number.
-        rewritten: numbers of the rows whose captions are shown.
+        captions: numbers of the rows whose captions are shown.
         rows: all rows that are shown, by number.
         pictures: JPEG files, or why there is none, by row.
         notes: what the page lacks, and why.
@@ -85,7 +85,7 @@ class Run:
     marks: dict[str, list[Mark]]
     sheets: list[Sheet]
     errors: dict[int, list[int]]
-    rewritten: list[int]
+    captions: list[int]
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[int, bytes | str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -344,17 +344,17 @@ def _captions(run: Run) -> Html:
         if rows:
             parts.append(element("div", table((title, "rows"), rows), class_="card narrow"))
     cards = []
-    for row in run.rewritten:
+    for row in run.captions:
         values = run.rows[row]
         texts = [
             ("before", values["original_caption"]),
             ("after", values["caption"]),
-            ("note", values["caption_note"]),
+            ("not rewritten", values["caption_note"]),
         ]
         pairs = [
             join(element("dt", name), element("dd", short(text, _MAX_CAPTION) or "(none)"))
             for name, text in texts
-            if text or name != "note"
+            if text or name != "not rewritten"
         ]
         title = element("b", short(values["source"], _MAX_NAME))
         cards.append(element("div", title, element("dl", *pairs), class_="card"))

@@ -35,6 +35,7 @@ class Survey:
         cause: ``(rows,)`` int32 index into ``causes``.
         is_clip: ``(rows,)`` bool; other rows stand for a source that gave no clip.
         is_rewritten: ``(rows,)`` bool; the caption is not the one that came with the source.
+        has_note: ``(rows,)`` bool; the caption was to be rewritten, and a note says why it was not.
         num_sources: different sources.
         num_shards: different shards.
         num_captions: rows with a caption.
@@ -49,6 +50,7 @@ class Survey:
     cause: np.ndarray
     is_clip: np.ndarray
     is_rewritten: np.ndarray
+    has_note: np.ndarray
     num_sources: int
     num_shards: int
     num_captions: int
@@ -122,7 +124,7 @@ def survey(path: Path) -> Survey:
     columns = ["source", "start_s", "end_s", "caption", "original_caption", "status", "reason", "shard"]
     columns += [name for name in _OPTIONAL if name in names]
     number_of: dict[tuple[str, str], int] = {}
-    causes, clips, rewritten, sources = [], [], [], []
+    causes, clips, rewritten, noted, sources = [], [], [], [], []
     shards: set[str] = set()
     seconds = dict.fromkeys(STATUSES, 0.0)
     texts: dict[str, Counter[str]] = {name: Counter() for name in _OPTIONAL}
@@ -140,6 +142,10 @@ def survey(path: Path) -> Survey:
         causes.append(cause)
         clips.append(batch.column("start_s").is_valid().to_numpy(zero_copy_only=False))
         rewritten.append(~is_same.to_numpy(zero_copy_only=False))
+        note = batch.column("caption_note").fill_null("") if "caption_note" in columns else None
+        noted.append(
+            np.zeros(len(cause), bool) if note is None else note.to_numpy(zero_copy_only=False) != ""
+        )
         sources.append(np.array([_hash(name) for name in _different(batch, "source")], np.uint64))
         shards.update(_different(batch, "shard"))
         for name in _OPTIONAL:
@@ -160,6 +166,7 @@ def survey(path: Path) -> Survey:
         cause=place[cause],
         is_clip=np.concatenate(clips) if clips else np.zeros(0, bool),
         is_rewritten=np.concatenate(rewritten) if rewritten else np.zeros(0, bool),
+        has_note=np.concatenate(noted) if noted else np.zeros(0, bool),
         num_sources=len(np.unique(np.concatenate(sources))) if sources else 0,
         num_shards=len(shards - {""}),
         num_captions=num_captions,

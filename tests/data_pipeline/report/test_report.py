@@ -256,6 +256,7 @@ def test_why_captions_were_not_rewritten(tmp_path: Path) -> None:
     text = read(output).text
     assert "Caption from rows original 2 rules 1" in text
     assert "Not rewritten because rows refusal 1" in text
+    assert "b.mp4 before cat after cat not rewritten refusal" in text
 
 
 def test_numbers_of_a_large_manifest_are_those_of_its_rows(tmp_path: Path) -> None:
