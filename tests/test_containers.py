@@ -283,6 +283,7 @@ def check_the_image(image: Image, gpu_is_missed: bool) -> None:
         assert len(lines) == gpu_is_missed, log.read_text()
 
 
+@pytest.mark.timeout(900)
 def test_the_cpu_image_works_with_the_packages_that_are_here(tmp_path: Path) -> None:
     """Every step as written; only its packages are those of this environment, seen through a .pth file: pip
     finds each requirement satisfied and downloads nothing."""

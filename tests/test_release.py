@@ -72,7 +72,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -80,6 +80,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(wheel, sdist)
 
 
+@pytest.mark.timeout(900)  # builds
 def test_one_version_everywhere(built: Built) -> None:
     version = hummingbird.__version__
     assert built.wheel.name == f"hummingbird_t2v-{version}-py3-none-any.whl"
@@ -165,7 +166,7 @@ def make_a_video(folder: Path, environ: dict[str, str]) -> None:
     def run(*words: str) -> str:
         done = subprocess.run(
             [str(folder / "venv" / "bin" / words[0]), *words[1:]],
-            cwd=away, env=environ, capture_output=True, text=True, timeout=280, check=False,
+            cwd=away, env=environ, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
@@ -177,12 +178,13 @@ def make_a_video(folder: Path, environ: dict[str, str]) -> None:
     assert read_video(away / "a.mp4").frames.shape == (16, 64, 64, 3)
 
 
+@pytest.mark.timeout(900)
 def test_the_wheel_makes_a_video_in_an_empty_environment(built: Built, tmp_path: Path) -> None:
     """Empty but for the packages that it requires, which are those of this environment: no download."""
     import torch
 
     environ = environment(tmp_path / "venv", Path(torch.__file__).parent.parent)
-    install(tmp_path / "venv", "--no-index", "--no-deps", built.wheel, timeout_s=120)
+    install(tmp_path / "venv", "--no-index", "--no-deps", built.wheel, timeout_s=600)
     make_a_video(tmp_path, environ)
 
 
