@@ -148,6 +148,7 @@ def _tidy(model: Any) -> None:
     common.DeduplicateInitializersPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.OutputFixPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)  # a stack trace for every node
 
 
 def shrink_graph(path: Path, to: Path, dtype: str, external: bool) -> None:
@@ -189,12 +190,17 @@ def _save(model: onnx.ModelProto, path: Path, external: bool) -> None:
 
 def _to_float16(model: onnx.ModelProto, large: bool) -> onnx.ModelProto:
     from onnxruntime.transformers import float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     kept = [*float16.DEFAULT_OP_BLOCK_LIST, *_KEPT_FLOAT32, *_KEPT_FLOAT32_TRIGONOMETRY]
     # inputs and outputs stay float32: the sampler's arithmetic is
-    return float16.convert_float_to_float16(
-        model, keep_io_types=True, op_block_list=kept, disable_shape_infer=large
+    converted = OnnxModel(
+        float16.convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=kept, disable_shape_infer=large
+        )
     )
+    converted.topological_sort()  # the converter appends the casts of inputs
+    return converted.model
 
 
 def _quantize_dynamic(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -208,6 +214,7 @@ def _quantize_dynamic(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             partial,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
+            reduce_range=True,  # else sums of products overflow 16 bits on CPUs without VNNI
             use_external_data_format=True,
         )
         return onnx.load(partial)

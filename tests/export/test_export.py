@@ -30,23 +30,24 @@ PROMPT = "a red circle moving right on a black background"
 SIZE: dict[str, Any] = {"num_frames": 3, "height": 16, "width": 16, "num_inference_steps": 2}
 
 
-def smallest_pipeline() -> HummingbirdPipeline:
-    """The real classes with as few operators as they can have: what tracing takes goes by their number."""
+def smallest_pipeline(**options: Any) -> HummingbirdPipeline:
+    """The real classes with few operators: what tracing and compiling take goes by their number."""
     parts = tiny_components(few_step=True)
     torch.manual_seed(1)
-    parts["unet"] = UNetSpatioTemporalModel(
-        model_channels=16,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(2,),
-        num_head_channels=8,
-        cross_attention_dim=16,
-        has_middle_block=False,
-        init_attention=False,
-        norm_num_groups=8,
-        time_cond_proj_dim=32,
-        pruned_layers=("input_blocks.3.1", "output_blocks.0.1"),
-    ).eval()
+    config: dict[str, Any] = {
+        "model_channels": 16,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (2,),
+        "num_head_channels": 8,
+        "cross_attention_dim": 16,
+        "has_middle_block": False,
+        "init_attention": False,
+        "norm_num_groups": 8,
+        "time_cond_proj_dim": 32,
+        "pruned_layers": ("input_blocks.3.1", "output_blocks.0.1"),
+    }
+    parts["unet"] = UNetSpatioTemporalModel(**{**config, **options}).eval()
     with torch.no_grad():
         for name, parameter in parts["unet"].named_parameters():
             if "norm" not in name and parameter.ndim > 1:
@@ -128,11 +129,11 @@ def test_smaller_variants_stay_close(pipe: HummingbirdPipeline, onnx_folder: Pat
     inputs = part.example(2, seed=7)
     with torch.no_grad():
         expected = part.module(**inputs)
-    # of the range of the values (a standard deviation of about 1): measured 0.002, 0.03, 0.04
+    # in standard deviations of the output
     for dtype, least, most, share in (
-        ("float16", 1e-6, 0.02, 0.7),
-        ("int8", 1e-4, 0.15, 0.6),
-        ("int8-dynamic", 1e-4, 0.2, 0.9),
+        ("float16", 1e-6, 0.1, 0.75),
+        ("int8", 1e-4, 0.4, 0.6),
+        ("int8-dynamic", 1e-4, 0.6, 0.95),
     ):
         path = tmp_path / f"{dtype}.onnx"
         shrink_graph(source, path, dtype, external=False)
@@ -159,7 +160,12 @@ def test_big_weights_go_beside_the_graph(pipe: HummingbirdPipeline, tmp_path: Pa
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles C++: needs g++")
 @pytest.mark.timeout(1200)
-def test_aoti_frames_are_those_of_pytorch(pipe: HummingbirdPipeline, tmp_path: Path) -> None:
+def test_aoti_frames_are_those_of_pytorch(tmp_path: Path) -> None:
+    # one level, one transformer: compiling takes ten times as long as converting
+    pruned = ("input_blocks.1.0.temopral_conv", "output_blocks.0.0.temopral_conv", "output_blocks.0.1")
+    pipe = smallest_pipeline(
+        channel_mult=(1,), attention_resolutions=(1,), temporal_attention=False, pruned_layers=pruned
+    )
     manifest, _ = export_pipeline(pipe, tmp_path, format="aoti", target="cpu")
     assert max(graph.max_abs_difference or 0 for graph in manifest.graphs) <= FLOAT32_TOLERANCE
     assert_same_frames(pipe, tmp_path)
