@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hummingbird.config import load_config
-from train import loop
-from train.loop import LoopConfig, checkpoints, is_finished, learning_rate_factor, run
+from train.checkpoint import checkpoints
+from train.loop import TIMES, LoopConfig, is_finished, learning_rate_factor, run
+from train.optimizer import parameter_groups
 
 
 class ToyTask:
@@ -88,7 +89,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert same_weights(whole, broken)
     assert not list(broken.rglob("*.part"))
     timeless = [
-        [{k: v for k, v in line.items() if k != "examples_per_second"} for line in records(folder)]
+        [{k: v for k, v in line.items() if k not in TIMES} for line in records(folder)]
         for folder in (whole, broken)
     ]
     assert timeless[0] == timeless[1]
@@ -250,7 +251,7 @@ def test_learning_rate() -> None:
 def test_weight_decay_is_on_matrices_alone() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Conv2d(1, 1, 1))
     network[0].bias.requires_grad_(False)
-    groups = loop._parameter_groups(network, 0.1)
+    groups = parameter_groups(network, 0.1)
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert [len(group["params"]) for group in groups] == [2, 3]
 

@@ -19,7 +19,7 @@ from hummingbird.config import load_config
 from hummingbird.nano import world
 from tests.train.conftest import DEBUG, RECIPES, STAGES, recipe, train
 from train import dataset, nano
-from train.loop import checkpoints
+from train.checkpoint import checkpoints
 from train.teacher import build_task
 
 ROOT = DEBUG.parents[1]
@@ -138,7 +138,12 @@ def test_every_debug_recipe_is_a_twin_of_one_in_train_and_is_run_here() -> None:
 
 def test_the_teacher_is_a_pipeline_with_its_call_and_videos(parts: Path) -> None:
     samples = parts / "teacher/samples/step-4"
-    assert {path.name for path in samples.iterdir()} == {"gate.json", "sample-0.mp4", "samples.png"}
+    assert {path.name for path in samples.iterdir()} == {
+        "figures.json",
+        "gate.json",
+        "sample-0.mp4",
+        "samples.png",
+    }
     gate = json.loads((samples / "gate.json").read_text())
     assert set(gate) == {"gate_mse", *(f"swap_{name}" for name in world.ATTRIBUTES)}
     pipe = HummingbirdPipeline.from_pretrained(parts / "teacher/model")
