@@ -28,7 +28,7 @@ import pydantic
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from pydantic import Field
 from torch import Tensor, nn
@@ -232,6 +232,7 @@ class _Run:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.guard.state.rate_scale * learning_rate_factor(step, config)
         )
+        _fill_in_deepspeed(accelerator, config, self.accumulation)
         task.network, self.optimizer = accelerator.prepare(task.network, optimizer)
         self.network = accelerator.unwrap_model(task.network)
         self.ema = EMAModel(
@@ -286,6 +287,8 @@ class _Run:
                 self.window.add(losses, self.step, index, batch.get("ids"))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+                    if norm is None:  # DeepSpeed clips in its own step
+                        norm = losses["loss"].new_tensor(float(network.get_global_grad_norm() or 0.0))
                     self.window.add({"grad_norm": norm})
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -530,7 +533,22 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     # Without a GPU, accelerate has to be told: it would let every process of a launcher train for itself.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     cpu = not alone and not torch.accelerator.is_available()
-    return Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ConfigError(
+            "distributed_type: got FSDP, but averaging, sampling and checkpoints need whole weights on every "
+            "process; use configs/accelerate/4gpu.yaml or 4gpu_deepspeed.yaml"
+        )
+    return accelerator
+
+
+def _fill_in_deepspeed(accelerator: Accelerator, config: LoopConfig, accumulation: int) -> None:
+    """What DeepSpeed wants to know beforehand, and accelerate usually reads from a data loader."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size
+        plugin.deepspeed_config["gradient_accumulation_steps"] = accumulation
+        plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
 
 
 def _checkpoint_gradients(network: Any) -> None:
