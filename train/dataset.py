@@ -76,7 +76,8 @@ def encode_frames(vae: AutoencoderKL, clips: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         mode = vae.encode(pixels).latent_dist.mode().float()
     shift = vae.config.shift_factor or 0.0  # autoencoders of the SD family have none
-    return ((mode - shift) * vae.config.scaling_factor).half().cpu().unflatten(0, clips.shape[:2])
+    latents = ((mode - shift) * vae.config.scaling_factor).half().cpu()
+    return latents.contiguous().unflatten(0, clips.shape[:2])
 
 
 def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batch_size: int = 16) -> None:

@@ -25,13 +25,14 @@ from hummingbird.models import UNetSpatioTemporalModel
 from hummingbird.nano import world
 from hummingbird.pruning import prune_unet
 from hummingbird.pruning.plan import load_plan
+from train.buckets import BucketedClips
 from train.command import read_settings, run_command
 from train.dataset import CaptionedLatents, LatentClips, MovingShapesLatents, open_latents
 from train.distillation import DistillationConfig, DistillationTask
 from train.loop import LoopConfig, run
 from train.losses import LossWeighting
 
-StudentData = LatentClips | CaptionedLatents | MovingShapesLatents
+StudentData = LatentClips | CaptionedLatents | MovingShapesLatents | BucketedClips
 
 
 @config_dataclass
@@ -72,10 +73,10 @@ class Stage1Config:
     """An embedded model, or a folder of a pipeline; a checkpoint becomes one by `hummingbird convert`."""
     student: StudentConfig = StudentConfig()
     latents: str | None = None
-    """Clips encoded by the teacher's autoencoder (`train/nano.py latents`, `train/precompute.py`); None
-    renders and encodes clips of the moving-shapes world as they are needed."""
+    """Clips encoded by the teacher's autoencoder: a file of `train/nano.py latents`, or a folder of
+    `train/precompute.py`. None renders and encodes clips of the moving-shapes world as they are needed."""
     num_frames: Annotated[int, Field(ge=1)] = 16
-    """Frames per example."""
+    """Frames per example; a folder's buckets have their own."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of captions left out, for classifier-free guidance."""
     num_sample_prompts: Annotated[int, Field(ge=0)] = 16
@@ -169,8 +170,16 @@ def _scheduler(config: ForwardConfig, teacher: HummingbirdPipeline) -> object:
 def _data(config: Stage1Config, teacher: HummingbirdPipeline) -> StudentData:
     batch_size, seed = config.loop.batch_size, config.loop.seed
     if config.latents is not None:
-        data = open_latents(Path(config.latents), batch_size, seed, config.num_frames, config.caption_dropout)
-        channels = data.latents.shape[2]
+        path, dropout = Path(config.latents), config.caption_dropout
+        data: StudentData
+        if path.is_dir():
+            data = BucketedClips(path, batch_size, seed, dropout)
+            sys.stderr.write("".join(f"data: {line}\n" for line in data.report))
+            channels = data.channels
+            data.check_sizes(2 ** (len(teacher.unet.config.channel_mult) - 1))
+        else:
+            data = open_latents(path, batch_size, seed, config.num_frames, dropout)
+            channels = data.latents.shape[2]
         if channels != teacher.unet.config.in_channels:
             raise ValueError(
                 f"latents: {config.latents} has {channels} channels, the teacher "
