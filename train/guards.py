@@ -115,7 +115,7 @@ def _flow_magnitude(luma: np.ndarray) -> float:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # so that the figure does not depend on the machine
     try:
-        method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        method: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         lengths = [
             np.linalg.norm(method.calc(before, after, None), axis=-1).mean()
             for clip in luma

@@ -32,6 +32,9 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from diffusers.training_utils import EMAModel
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributed import GradBucket
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from hummingbird.config import ConfigError, config_dataclass, save_config
@@ -234,6 +237,8 @@ class _Run:
         )
         _fill_in_deepspeed(accelerator, config, self.accumulation)
         task.network, self.optimizer = accelerator.prepare(task.network, optimizer)
+        if accelerator.device.type == "cpu" and isinstance(task.network, DistributedDataParallel):
+            task.network.register_comm_hook(None, _average_in_order_of_ranks)
         self.network = accelerator.unwrap_model(task.network)
         self.ema = EMAModel(
             self.network.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True
@@ -288,7 +293,8 @@ class _Run:
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
                     if norm is None:  # DeepSpeed clips in its own step
-                        norm = losses["loss"].new_tensor(float(network.get_global_grad_norm() or 0.0))
+                        engine: Any = network
+                        norm = losses["loss"].new_tensor(float(engine.get_global_grad_norm() or 0.0))
                     self.window.add({"grad_norm": norm})
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -540,6 +546,23 @@ def _accelerator(config: LoopConfig) -> Accelerator:
             "process; use configs/accelerate/4gpu.yaml or 4gpu_deepspeed.yaml"
         )
     return accelerator
+
+
+def _average_in_order_of_ranks(_: None, bucket: GradBucket) -> Future[Tensor]:
+    """Means of gradients that do not depend on how they are packed.
+
+    A ring adds up each part of a bucket in an order of its own, and buckets are packed anew after the first
+    backward pass of a process: with three processes or more a resumed run would not end bit-equal.
+    """
+    own = bucket.buffer()
+    gathered = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(gathered, own)
+    total = gathered[0]
+    for part in gathered[1:]:
+        total += part
+    done: Future[Tensor] = Future()
+    done.set_result(total / len(gathered))
+    return done
 
 
 def _fill_in_deepspeed(accelerator: Accelerator, config: LoopConfig, accumulation: int) -> None:

@@ -253,12 +253,12 @@ def precompute(config: PrecomputeConfig) -> Path:
     for item in read_source(config, store.known):
         if config.max_clips is not None and done >= config.max_clips:
             break
-        bucket = choose_bucket(item.video, config.buckets) if item.video is not None else None
-        if item.video is None or bucket is None:
+        chosen = choose_bucket(item.video, config.buckets) if item.video is not None else None
+        if item.video is None or chosen is None:
             store.skip(item, item.reason or "too short or too slow for every bucket")
             continue
-        frames = torch.from_numpy(np.ascontiguousarray(fit(item.video, bucket)))
-        store.add(bucket, item, encode_frames(vae, frames[None])[0], encode_text(item.caption))
+        frames = torch.from_numpy(np.ascontiguousarray(fit(item.video, chosen)))
+        store.add(chosen, item, encode_frames(vae, frames[None])[0], encode_text(item.caption))
         done += 1
     store.close(encode_text(""))
     return store.folder

@@ -98,6 +98,11 @@ def build_task(config: Stage1Config) -> tuple[DistillationTask, StudentData]:
     """
     if config.loop.init_from is not None:
         raise ConfigError(f"loop.init_from: got {config.loop.init_from!r}; here it is called student.model")
+    if config.loop.guard.action != "off" and not (config.num_sample_prompts or config.sample_prompts):
+        raise ConfigError(
+            "loop.guard: judges sample clips, and none are asked for; set num_sample_prompts or "
+            "sample_prompts, or loop.guard.action to off"
+        )
     teacher = _load(config.teacher, "teacher")
     student = build_student(config, teacher.unet)
     data = _data(config, teacher)

@@ -230,6 +230,7 @@ def test_what_cannot_be_taught_is_refused_in_one_line(
     given += ["--latents", str(parts / "latents.safetensors")]
     for flags, status, text in (
         (["--loop.init-from", "x"], 2, "here it is called student.model"),
+        (["--num-sample-prompts", "0"], 2, "loop.guard: judges sample clips"),
         (["--teacher", str(tmp_path / "none")], 1, "teacher: cannot load"),
         (["--latents", str(tmp_path / "none")], 1, "latents: no file"),
         (["--student.plan", "0.8b"], 2, "plan: got '0.8b', expected 0.9b, 0.7b or an existing YAML file"),
