@@ -32,7 +32,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from diffusers.training_utils import EMAModel
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed import GradBucket
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -563,6 +563,10 @@ def _average_in_order_of_ranks(_: None, bucket: GradBucket) -> Future[Tensor]:
     done: Future[Tensor] = Future()
     done.set_result(total / len(gathered))
     return done
+
+
+# torch compares the annotations with these types, and does not know their names
+_average_in_order_of_ranks.__annotations__ = {"_": None, "bucket": GradBucket, "return": Future[Tensor]}
 
 
 def _fill_in_deepspeed(accelerator: Accelerator, config: LoopConfig, accumulation: int) -> None:
