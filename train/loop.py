@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -28,7 +29,13 @@ import pydantic
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from diffusers.training_utils import EMAModel
 from pydantic import Field
 from torch import Tensor, nn
@@ -66,6 +73,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 TIMES = ("examples_per_second", "data_wait", "memory_mb")
 """What a line of ``metrics.jsonl`` says about the machine; everything else is the same in every run."""
+
+SAMPLING_TIME = timedelta(hours=2)
+"""How long processes wait for the one that samples."""
 
 
 class Terminated(Exception):
@@ -539,7 +549,8 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     # Without a GPU, accelerate has to be told: it would let every process of a launcher train for itself.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     cpu = not alone and not torch.accelerator.is_available()
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
+    patience = InitProcessGroupKwargs(timeout=SAMPLING_TIME)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu, kwargs_handlers=[patience])
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ConfigError(
             "distributed_type: got FSDP, but averaging, sampling and checkpoints need whole weights on every "

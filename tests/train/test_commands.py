@@ -172,6 +172,14 @@ def test_accelerate_reads_our_launch_files(name: str, processes: int) -> None:
     assert config.mixed_precision == "no"  # the recipe says it
 
 
+def test_accelerate_reads_our_deepspeed_file() -> None:
+    config = load_config_from_file(str(ROOT / "configs/accelerate/4gpu_deepspeed.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.distributed_type == DistributedType.DEEPSPEED
+    assert config.num_processes == 4
+    assert config.deepspeed_config["zero_stage"] == 2  # whole weights on every GPU
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "text", "teacher_spatial", "teacher_motion"])
 def test_two_processes_train_one_network(name: str, parts: Path, tmp_path: Path) -> None:
