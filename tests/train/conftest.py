@@ -12,6 +12,7 @@ from hummingbird.config import load_config
 from train import nano
 from train.loop import LoopConfig
 from train.reward_task import NanoRewardConfig, train_reward
+from train.stage1 import Stage1Config, train_stage1
 from train.teacher import TeacherConfig, train_teacher
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -22,7 +23,12 @@ RECIPES: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "reward_image": (NanoRewardConfig, train_reward),
     "reward_video": (NanoRewardConfig, train_reward),
     **{stage: (TeacherConfig, train_teacher) for stage in STAGES},
+    "stage1": (Stage1Config, train_stage1),
 }
+
+
+def config_file(name: str) -> str:
+    return f"{name}.yaml" if name == "stage1" else f"nano_{name}.yaml"
 
 
 def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
@@ -33,7 +39,10 @@ def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
         flags += ["--latents", str(parts / "latents.safetensors")]
     if name in STAGES[1:]:
         flags += ["--loop.init-from", str(parts / STAGES[STAGES.index(name) - 1] / "model")]
-    return load_config(RECIPES[name][0], DEBUG / f"nano_{name}.yaml", [*flags, *overrides])
+    if name == "stage1":  # four clips at once instead of one after the other
+        flags += ["--teacher", str(parts / "teacher/model"), "--loop.batch-size", "4"]
+        flags += ["--latents", str(parts / "latents.safetensors")]
+    return load_config(RECIPES[name][0], DEBUG / config_file(name), [*flags, *overrides])
 
 
 def train(name: str, parts: Path, output: Path, *overrides: str) -> LoopConfig:
@@ -51,6 +60,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(name, folder, folder / name)
     flags = ["--vae", str(folder / "vae/model"), "--output", str(folder / "latents.safetensors")]
     nano.write_latents(load_config(nano.LatentsConfig, DEBUG / "nano_latents.yaml", flags))
-    for name in STAGES:
+    for name in (*STAGES, "stage1"):
         train(name, folder, folder / name)
     return folder
