@@ -200,6 +200,7 @@ def _to_float16(model: onnx.ModelProto, large: bool) -> onnx.ModelProto:
         )
     )
     converted.topological_sort()  # the converter appends the casts of inputs
+    del converted.model.graph.value_info[:]  # float32 in part; inferred again
     return converted.model
 
 

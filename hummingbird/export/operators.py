@@ -79,7 +79,8 @@ def _judge(domain: str, name: str, opset: int, entry: dict[str, Any]) -> str:
         return "supported"
     if name in entry.get("missing", ()):
         return "missing"
-    return "expanded" if schema.has_function or schema.has_context_dependent_function else "fallback"
+    expands = schema.has_function or schema.has_context_dependent_function  # type: ignore[attr-defined]
+    return "expanded" if expands else "fallback"
 
 
 def _covers(text: str, version: int) -> bool:

@@ -26,6 +26,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 
+pytestmark = pytest.mark.timeout(1200)
 PROMPT = "a red circle moving right on a black background"
 SIZE: dict[str, Any] = {"num_frames": 3, "height": 16, "width": 16, "num_inference_steps": 2}
 
@@ -159,7 +160,6 @@ def test_big_weights_go_beside_the_graph(pipe: HummingbirdPipeline, tmp_path: Pa
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles C++: needs g++")
-@pytest.mark.timeout(1200)
 def test_aoti_frames_are_those_of_pytorch(tmp_path: Path) -> None:
     # one level, one transformer: compiling takes ten times as long as converting
     pruned = ("input_blocks.1.0.temopral_conv", "output_blocks.0.0.temopral_conv", "output_blocks.0.1")
