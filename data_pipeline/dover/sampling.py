@@ -282,8 +282,8 @@ class View:
     def from_config(cls, values: Mapping[str, Any], *, antialias: bool = False) -> View:
         """A view from an entry of ``sample_types`` of the published configuration.
 
-        ``num_clips`` there is the number of parts of one pass over the clip, unless ``t_frag`` gives that; then
-        it is the number of passes.
+        ``num_clips`` there is the number of parts of one pass over the clip, unless ``t_frag`` gives that;
+        then it is the number of passes.
         """
         length, count, interval = values["clip_len"], values["num_clips"], values["frame_interval"]
         parts = values.get("t_frag")
