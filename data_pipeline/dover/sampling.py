@@ -282,11 +282,16 @@ class View:
     def from_config(cls, values: Mapping[str, Any], *, antialias: bool = False) -> View:
         """A view from an entry of ``sample_types`` of the published configuration.
 
-        ``num_clips`` there is the number of parts of one pass over the clip, unless ``t_frag`` gives that.
+        ``num_clips`` there is the number of parts of one pass over the clip, unless ``t_frag`` gives that;
+        then it is the number of passes.
         """
-        parts = values.get("t_frag", values["num_clips"])
-        run = values["clip_len"] // values["t_frag"] if "t_frag" in values else values["clip_len"]
-        frames = FrameSampler(fsize_t=run, fragments_t=parts, frame_interval=values["frame_interval"])
+        length, count, interval = values["clip_len"], values["num_clips"], values["frame_interval"]
+        parts = values.get("t_frag")
+        frames = FrameSampler(fsize_t=length, fragments_t=count, frame_interval=interval)
+        if parts is not None:
+            frames = FrameSampler(
+                fsize_t=length // parts, fragments_t=parts, frame_interval=interval, num_clips=count
+            )
         names = ("fragments_h", "fragments_w", "fsize_h", "fsize_w", "aligned")
         pixels: FragmentGrid | Squash
         if "fragments_h" in values:

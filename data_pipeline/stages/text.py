@@ -100,7 +100,7 @@ class TextConfig:
 
 def text_mask(image: np.ndarray, min_confidence: float, min_characters: int) -> np.ndarray:
     """Where text is: ``(H, W)`` bool of ``(H, W, 3)`` uint8 RGB."""
-    found = _reader()(np.ascontiguousarray(image[..., ::-1]))
+    found: Any = _reader()(np.ascontiguousarray(image[..., ::-1]))
     mask = np.zeros(image.shape[:2], np.uint8)
     if found.boxes is not None:
         for box, text, confidence in zip(found.boxes, found.txts, found.scores, strict=True):

@@ -43,7 +43,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(
     out = capsys.readouterr().out
     plan = json.loads(out.splitlines()[-1])
     assert (plan["sources"], plan["workers"]) == (8, 2)
-    assert plan["stages"] == ["shots", "basics", "motion", "quality", "dedup", "write"]
+    assert plan["stages"] == ["shots", "basics", "motion", "text", "quality", "dedup", "write"]
     assert plan["settings"]["motion"]["max_jitter"] == 7.5
     assert "max_jitter 7.5" in out
     assert not list(tmp_path.iterdir())
