@@ -636,7 +636,7 @@ class _Curation:
             self._sample_frames(list(due.values()), frames, lambda key: self._has_lost_frames(frames, key))
         questions = (self._question(key, clip, frames) for key, clip in due.items())
         if due:
-            progress = Progress("recaption", len(due), 0, "captions")
+            progress = Progress("recaption", len(due), 0, "captions", self._output / "work")
             try:
                 with closing(recaptioner.results(questions)) as results:
                     for key, decision in results:

@@ -26,7 +26,7 @@ from data_pipeline.report.build import write_report
 from data_pipeline.report.pictures import Look, draw, draw_all
 from data_pipeline.report.survey import survey
 from hummingbird.config import load_config, save_config
-from hummingbird.manifest import COLUMNS, ClipRecord, ManifestError, read_manifest, schema, write_manifest
+from hummingbird.manifest import ClipRecord, ManifestError, read_manifest, schema, write_manifest
 from hummingbird.video_io import VideoError, read_video, write_video
 from tests.data_pipeline.conftest import TINY_CONFIG, pan
 
@@ -238,9 +238,6 @@ def test_captions_before_and_after(tmp_path: Path) -> None:
     assert "before dog stock footage 4k after a dog runs" in text
 
 
-@pytest.mark.skipif(
-    "caption_note" not in COLUMNS, reason="manifests of this version have no notes on captions"
-)
 def test_why_captions_were_not_rewritten(tmp_path: Path) -> None:
     rows = [
         clip("a", caption="a dog runs", original_caption="dog 4k", caption_source="rules"),
