@@ -240,7 +240,7 @@ def _graph(part: Part, path: Path, weights: Path | None, difference: float, buil
     return ExportedGraph(
         part=part.name,  # type: ignore[arg-type]
         file=path.name,
-        weights=weights and weights.name,
+        weights=None if weights is None else weights.name,
         bucket=part.bucket,
         inputs={name: ("batch", *value.shape[1:]) for name, value in part.inputs.items()},
         max_abs_difference=difference,
@@ -292,14 +292,8 @@ def _save_rest(
     (folder / "README.md").write_text(card, encoding="utf-8")
     first = buckets[0]
     sizes = {"num_frames": first.num_frames, "height": first.height, "width": first.width}
-    rest = HummingbirdPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=pipe.tokenizer,
-        unet=None,
-        scheduler=pipe.scheduler,
-        default_call={**pipe.config.default_call, **sizes},
-    )
+    parts: dict[str, Any] = {**pipe.components, "vae": None, "text_encoder": None, "unet": None}
+    rest = HummingbirdPipeline(**parts, default_call={**pipe.config.default_call, **sizes})
     rest.save_pretrained(folder)
     (folder / "pipeline.py").unlink()  # other loaders would not find the parts
 

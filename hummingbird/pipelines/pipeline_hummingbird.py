@@ -133,12 +133,15 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
                     "reinstall hummingbird, or train it with `make nano`"
                 )
             source = str(folder)
+        exported: dict[str, Any] = {}
         if is_exported(Path(source)):
             given = tuple(name for name in EXPORTED_COMPONENTS if name in kwargs)
-            kwargs.update(_exported_parts(Path(source), given))
+            exported = _exported_parts(Path(source), given)
         for name in _left_out(Path(source)):
             kwargs.setdefault(name, None)
         pipe = super().from_pretrained(source, **kwargs)
+        if exported:  # handed to diffusers, they would be warned of as unexpected types
+            pipe = cls(**{**pipe.components, **exported}, default_call=pipe.config.default_call)
         pipe.origin = Path(source) if Path(source).is_dir() else None
         _align_weights(pipe)
         return pipe
@@ -697,7 +700,7 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
 
-def _exported_parts(folder: Path, given: tuple[str, ...]) -> dict[str, torch.nn.Module]:
+def _exported_parts(folder: Path, given: tuple[str, ...]) -> dict[str, Any]:
     """Open the graphs of an exported folder, but for the components that the caller brings."""
     from hummingbird.export.components import load_parts
 
