@@ -2,6 +2,7 @@
 
 python -m data_pipeline run CONFIG.yaml [--input FOLDER|FILE.csv] [--output FOLDER] [--workers N]
        [--dry-run] [--json] [--debug] [--section.field VALUE ...]
+python -m data_pipeline report OUTPUT [--input FOLDER|FILE.csv] [--json] [--debug]
 
 A run that was interrupted or killed goes on where it was when the same command is given again.
 Exit status: 0 done, 1 failed (one line on stderr; --debug adds the traceback), 2 bad usage, 130 Ctrl-C.
@@ -53,6 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     run.add_argument("--debug", action="store_true", help="show the traceback of an error")
     run.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
+    report = verbs.add_parser("report", help="show what a run did, on one page", allow_abbrev=False)
+    report.add_argument("output", type=Path, metavar="OUTPUT", help="folder of a run; gets report.html")
+    report.add_argument(
+        "--input", type=Path, help="the run's input, if it is not any more where the run read it"
+    )
+    report.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line of stdout"
+    )
+    report.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -96,6 +106,8 @@ def _report(summary: Summary, as_json: bool) -> None:
     _answer(f"{'status':<9}{'clips':>9}  reason")
     for (status, reason), count in rows:
         _answer(f"{status:<9}{count:>9}  {reason}".rstrip())
+    for (source, note), count in sorted(summary.captions.items()):
+        _answer(f"{'captions':<9}{count:>9}  {source}{': ' if note else ''}{note}")
     _answer(
         f"{summary.num_rows} rows from {summary.num_sources} sources, {summary.num_shards} shards, "
         f"{summary.seconds:.1f} s, largest worker {summary.worker_peak_mib:.0f} MiB"
@@ -114,6 +126,10 @@ def _report(summary: Summary, as_json: bool) -> None:
                     "rows": summary.num_rows,
                     **by_status,
                     "reasons": reasons,
+                    "captions": {
+                        f"{source}: {note}".rstrip(": "): count
+                        for (source, note), count in summary.captions.items()
+                    },
                     "alarms": list(summary.alarms),
                     "shards": summary.num_shards,
                     "seconds": round(summary.seconds, 3),
@@ -121,6 +137,30 @@ def _report(summary: Summary, as_json: bool) -> None:
                 }
             )
         )
+
+
+def _write_page(output: Path, input_path: Path | None, as_json: bool) -> None:
+    from data_pipeline.report.build import write_report
+
+    summary = write_report(output, input_path)
+    for note in summary.notes:
+        _say(f"note: {note}")
+    counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
+    _answer(f"{summary.num_rows} rows from {summary.num_sources} sources: {counts}")
+    _answer(f"{summary.num_pictures} clips shown, {summary.num_missing} could not be shown")
+    _answer(str(summary.path))
+    if as_json:
+        values = {
+            "report": str(summary.path),
+            "sources": summary.num_sources,
+            "rows": summary.num_rows,
+            **summary.counts,
+            "pictures": summary.num_pictures,
+            "pictures_missing": summary.num_missing,
+            "size_bytes": summary.size_bytes,
+            "notes": list(summary.notes),
+        }
+        _answer(json.dumps(values))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,12 +178,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["run"] and {"-h", "--help"} & set(words):
         _show_help()
-    options, overrides = build_parser().parse_known_args(words)
+    parser = build_parser()
+    options, overrides = parser.parse_known_args(words)
+    if options.verb == "report" and overrides:
+        parser.error(f"report: unknown {overrides[0]!r}; it has --input, --json and --debug")
 
     from data_pipeline import pipeline
     from hummingbird.config import ConfigError, load_config
 
     try:
+        if options.verb == "report":
+            _write_page(options.output, options.input, options.json)
+            return 0
         config = load_config(pipeline.PipelineConfig, options.config, overrides)
         if options.dry_run:
             _plan(config, options.json)
@@ -152,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if options.debug:
             raise
-        _say("interrupted: everything that was finished is kept; the same command goes on from there")
+        finished = ": everything that was finished is kept; the same command goes on from there"
+        _say("interrupted" + (finished if options.verb == "run" else ""))
         return INTERRUPTED
     except Exception as error:  # the outermost boundary: whatever happened becomes one line and a status
         if options.debug:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -205,6 +205,31 @@ class Clip:
         if self.crop is None:
             return frames
         return Frames(images=_crop(frames.images, self.crop, self.spec), times_s=frames.times_s)
+
+    def stream(self, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Frames at full size, one at a time, decoded anew: for stages that look at more than fit in memory.
+
+        Args:
+            indices: of the frames, from 0; those beyond the clip's end do not come.
+
+        Returns:
+            Index and ``(H, W, 3)`` uint8 RGB, in order.
+
+        Raises:
+            VideoError: the file can no longer be decoded.
+        """
+        started, last = time.perf_counter(), max(indices)
+        for index, frame in enumerate(
+            iter_frames(self.spec.path, start_s=self.spec.start_s, end_s=self.spec.end_s)
+        ):
+            if index in indices:
+                image = frame.rgb()[None]
+                image = image if self.crop is None else _crop(image, self.crop, self.spec)
+                self.decode_s += time.perf_counter() - started
+                yield index, image[0]
+                started = time.perf_counter()
+            if index >= last:
+                break
 
 
 def _picks(view: View, times_s: Sequence[float], duration_s: float) -> set[int]:

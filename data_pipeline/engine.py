@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Literal
 
-__all__ = ["EngineError", "Failure", "Pool", "Task"]
+__all__ = ["EngineError", "Failure", "Pool", "SetupError", "Task"]
 
 MAX_TRIES = 2
 _MAX_FAILED_STARTS = 3
@@ -32,12 +33,21 @@ class EngineError(RuntimeError):
     """The run cannot go on; the message is one line that says why."""
 
 
+class SetupError(RuntimeError):
+    """A worker cannot begin: a missing checkpoint or library, which no clip is to blame for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One call of the pool's function, and the name by which its outcome is handed back."""
+    """One call of the pool's function, and the name by which its outcome is handed back.
+
+    Attributes:
+        cost: how long it may take, in any unit; for engines that choose what to begin with.
+    """
 
     key: str
     arguments: tuple[Any, ...]
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +91,18 @@ class Pool:
             worker.connection.close()
         self._workers.clear()
 
+    @property
+    def worker_peak_mib(self) -> float:
+        """Largest memory of a worker that has ended."""
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
     def run(
-        self, function: Callable[..., Any], tasks: Iterable[Task], *, timeout_s: float
+        self,
+        function: Callable[..., Any],
+        tasks: Iterable[Task],
+        *,
+        timeout_s: float,
+        uses_models: bool = False,
     ) -> Iterator[tuple[str, Any]]:
         """Call ``function(*task.arguments)`` for every task; give (key, result or ``Failure``) as they end.
 
@@ -90,6 +110,7 @@ class Pool:
             function: importable by name; what it gets and returns travels pickled.
             tasks: drawn only as workers become free.
             timeout_s: for one try of one task.
+            uses_models: for engines that hand out GPUs; here every worker sees all of the machine's.
 
         Raises:
             EngineError: workers die before they get a task.

@@ -12,10 +12,11 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["Journal", "digest"]
+__all__ = ["Journal", "digest", "read_values"]
 
 _SYNC_EVERY_S = 2.0
 """A killed process loses nothing; a machine that loses power loses at most the tasks of so many seconds."""
@@ -52,10 +53,7 @@ class Journal:
     def _read(self) -> int:
         """Index the valid lines; returns where they end."""
         end = 0
-        for line in self._reader:
-            checksum, _, content = line.partition(b" ")
-            if not line.endswith(b"\n") or checksum != _checksum(content):
-                break
+        for line, content in _valid_lines(self._reader):
             self._offsets[content[: content.index(b" ")].decode("ascii")] = end
             end += len(line)
         return end
@@ -97,6 +95,26 @@ class Journal:
         self.sync()
         os.close(self._file)
         self._reader.close()
+
+
+def read_values(path: Path) -> Iterator[Any]:
+    """Every result in a journal, also of tasks that were done again later; the file is left as it is.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    with path.open("rb") as reader:
+        for _, content in _valid_lines(reader):
+            yield json.loads(content.split(b" ", 1)[1])
+
+
+def _valid_lines(reader: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Lines, and what follows their checksums, up to the first that is damaged."""
+    for line in reader:
+        checksum, _, content = line.partition(b" ")
+        if not line.endswith(b"\n") or checksum != _checksum(content):
+            return
+        yield line, content
 
 
 def _checksum(content: bytes) -> bytes:

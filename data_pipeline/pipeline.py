@@ -1,7 +1,7 @@
 """A curation run, from raw videos to shards and a manifest, in phases that can be broken off anywhere.
 
     ingest -> split (one task per source) -> score (one per clip) -> resolve (all clips at once)
-           -> write (one per kept clip) -> shards -> manifest
+           -> recaption (one per kept clip) -> write (one per kept clip) -> shards -> manifest
 
 Every task is a pure function of settings and a file. Its result goes into a journal under ``OUTPUT/work``
 before anything builds on it, and what is built from the journals depends neither on time nor on the order in
@@ -17,12 +17,11 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,16 +30,20 @@ import pydantic
 from pydantic import Field
 
 from data_pipeline.clip import Clip, ClipSpec, Crop, Drop, Source, Stage, clip_id
-from data_pipeline.engine import EngineError, Failure, Pool, Task
+from data_pipeline.engine import EngineError, Failure, Pool, SetupError, Task
 from data_pipeline.journal import Journal, digest
 from data_pipeline.progress import Progress
+from data_pipeline.ray_engine import RayConfig, RayPool
+from data_pipeline.recaption.rewrite import Question
 from data_pipeline.resolve import Candidate, resolve
 from data_pipeline.stages.basics import BasicsConfig
 from data_pipeline.stages.dedup import DedupConfig
 from data_pipeline.stages.ingest import IngestConfig
 from data_pipeline.stages.motion import MotionConfig
 from data_pipeline.stages.quality import QualityConfig
+from data_pipeline.stages.recaption import RecaptionConfig, Recaptioner, frame_path, sample_frames
 from data_pipeline.stages.shots import ShotsConfig
+from data_pipeline.stages.text import TextConfig
 from data_pipeline.stages.write import Sample, WriteConfig, encode_clip, write_shard
 from hummingbird.config import config_dataclass, save_config
 from hummingbird.manifest import ClipRecord, write_manifest
@@ -64,8 +67,8 @@ class PipelineConfig:
     Attributes:
         input: folder of videos, or a list of them (see ``ingest``).
         output: folder for shards, manifest and the run's state.
-        engine: ``local`` uses processes of this machine.
-        workers: processes; 0 is one for each processor that this process may use.
+        engine: ``local`` uses processes of this machine, ``ray`` those of a cluster.
+        workers: processes; 0 is one for each processor that this process may use, or that the cluster has.
         clip_timeout_s: one try of scoring or writing one clip.
         source_timeout_s: one try of finding the shots of one source.
         retry_failed: do tasks again that failed in an earlier run.
@@ -84,14 +87,17 @@ class PipelineConfig:
     shots: ShotsConfig = ShotsConfig()
     basics: BasicsConfig = BasicsConfig()
     motion: MotionConfig = MotionConfig()
+    text: TextConfig = TextConfig()
     quality: QualityConfig = QualityConfig()
     dedup: DedupConfig = DedupConfig()
+    recaption: RecaptionConfig = RecaptionConfig()
     write: WriteConfig = WriteConfig()
+    ray: RayConfig = RayConfig()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that look at one clip, in their order."""
-        return (self.basics, self.motion, self.quality, self.dedup)
+        return (self.basics, self.motion, self.text, self.quality, self.dedup)
 
     @property
     def num_workers(self) -> int:
@@ -109,6 +115,8 @@ class Summary:
     Attributes:
         reasons: number of rows by (status, reason).
         alarms: lines about scores that cannot be right.
+        captions: number of clips by (where the caption is from, why the original stayed); empty where none
+            was to be rewritten.
         worker_peak_mib: largest memory of one worker.
     """
 
@@ -117,16 +125,13 @@ class Summary:
     num_rows: int
     reasons: dict[tuple[str, str], int]
     alarms: tuple[str, ...]
+    captions: dict[tuple[str, str], int]
     num_shards: int
     seconds: float
     worker_peak_mib: float
 
 
 # --- tasks: what runs in the workers ------------------------------------------------------------------------
-
-
-class SetupError(RuntimeError):
-    """A stage cannot start: a missing checkpoint or library, which no clip is to blame for."""
 
 
 def split_source(shots: ShotsConfig, source: Source) -> dict[str, Any]:
@@ -231,7 +236,12 @@ def describe(config: PipelineConfig) -> dict[str, Any]:
         "sources": counts.total(),
         "dead_sources": counts["dead"],
         "workers": config.num_workers,
-        "stages": ["shots", *(stage.name for stage in config.stages), "write"],
+        "stages": [
+            "shots",
+            *(stage.name for stage in config.stages),
+            *(["recaption"] if config.recaption.backend != "none" else []),
+            "write",
+        ],
         "settings": {name: value for name, value in values.items() if isinstance(value, dict)},
     }
 
@@ -251,6 +261,7 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
     """
     started = time.monotonic()
     input_path, output = _places(config)
+    config.recaption.check()
     # Read before anything is written: a wrong input leaves no output behind.
     sources = [_decodable(source) for source in config.ingest.sources(input_path)]
     with ExitStack() as stack:
@@ -258,7 +269,8 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
         stack.enter_context(_locked(output))
         stack.enter_context(_without_leftovers(output))
         save_config(config, output / "config.yaml")
-        pool = stack.enter_context(Pool(config.num_workers))
+        pool = _pool(config, say)
+        stack.enter_context(pool)
         curation = _Curation(config, output, sources, pool, stack, say)
         reasons, alarms, num_shards = curation.run()
     return Summary(
@@ -267,18 +279,28 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
         num_rows=sum(reasons.values()),
         reasons=reasons,
         alarms=alarms,
+        captions=curation.captions,
         num_shards=num_shards,
         seconds=time.monotonic() - started,
-        worker_peak_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        worker_peak_mib=pool.worker_peak_mib,
     )
 
 
-def _places(config: PipelineConfig) -> tuple[Path, Path]:
+def _pool(config: PipelineConfig, say: Callable[[str], None]) -> Pool | RayPool:
     if config.engine == "ray":
-        raise EngineError("engine: got 'ray', which is not available yet; use --engine local")
+        return RayPool(config.ray, config.workers, say)
+    return Pool(config.num_workers)
+
+
+def _places(config: PipelineConfig) -> tuple[Path, Path]:
     for name in ("input", "output"):
         if getattr(config, name) is None:
             raise ValueError(f"{name} is not set; give --{name}, or {name}: in the settings file")
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(getattr(config, name))):
+            raise ValueError(
+                f"{name}: got {getattr(config, name)}, expected a path of the file system; mount the bucket, "
+                "see docs/data_at_scale.md"
+            )
     assert config.input is not None
     assert config.output is not None
     if config.output.resolve().is_relative_to(config.input.resolve()):
@@ -286,6 +308,9 @@ def _places(config: PipelineConfig) -> tuple[Path, Path]:
             f"output: {config.output} lies in the input, and its videos would be taken for sources; "
             "choose another folder"
         )
+    if config.engine == "ray":
+        # Actors need not start in the folder in which the command was given.
+        return config.input.absolute(), config.output.absolute()
     return config.input, config.output
 
 
@@ -334,7 +359,8 @@ def _without_leftovers(output: Path) -> Iterator[None]:
     """Remove files that were being written when a run or a worker was killed, now and at the end."""
 
     def clean() -> None:
-        for folder in (output, output / "shards", *(output / "work" / "clips").glob("*")):
+        work = output / "work"
+        for folder in (output, output / "shards", *work.glob("clips/*"), *work.glob("frames/*")):
             for path in folder.glob(".*.part*"):
                 path.unlink(missing_ok=True)
 
@@ -361,6 +387,15 @@ class _Found:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _ToCaption:
+    """A clip whose caption is to be rewritten; ``frames_key`` is that of the task that writes its frames."""
+
+    spec: ClipSpec
+    crop: Crop | None
+    frames_key: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Kept:
     """A clip on its way into a shard; ``key`` is that of its write task."""
 
@@ -368,6 +403,16 @@ class _Kept:
     crop: Crop | None
     scores: dict[str, float]
     key: str
+    caption: _Caption
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Caption:
+    """A clip's caption to train with; ``source`` and ``note`` are the manifest's columns."""
+
+    text: str | None
+    source: str = "original"
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -388,7 +433,7 @@ class _Curation:
         config: PipelineConfig,
         output: Path,
         sources: list[Source],
-        pool: Pool,
+        pool: Pool | RayPool,
         stack: ExitStack,
         say: Callable[[str], None],
     ) -> None:
@@ -401,6 +446,9 @@ class _Curation:
         self._score = self._journal("score", stack)
         self._write = self._journal("write", stack)
         self._shards = self._journal("shards", stack)
+        self._stack = stack
+        self._captions: dict[str, _Caption] = {}
+        self.captions: Counter[tuple[str, str]] = Counter()
         self._shots_digest = digest(RESULTS_VERSION, _local("shots", config.shots))
         self._stages_digest = digest([_local(stage.name, stage) for stage in config.stages])
         self._write_digest = digest(_local("write", config.write))
@@ -418,11 +466,14 @@ class _Curation:
         self._split_sources()
         self._score_clips()
         drops, alarms = self._resolve()
+        if self._config.recaption.backend != "none":
+            self._recaption(drops)
         shards = self._write_clips(drops)
         self._write_shards(shards)
         reasons = self._write_manifest(drops, shards)
         if not self._config.keep_clips:
-            shutil.rmtree(self._output / "work" / "clips", ignore_errors=True)
+            for name in ("clips", "frames"):
+                shutil.rmtree(self._output / "work" / name, ignore_errors=True)
         return reasons, alarms, len(shards)
 
     # Keys: everything that a result depends on.
@@ -456,6 +507,7 @@ class _Curation:
         tasks: Callable[[], Iterator[Task]],
         timeout_s: float,
         is_lost: Callable[[str], bool] = lambda key: False,
+        uses_models: bool = False,
     ) -> None:
         """Do the tasks that the journal does not have, or whose result is lost.
 
@@ -463,24 +515,25 @@ class _Curation:
             tasks: gives all tasks of the phase, anew at each call: they are never held in memory together.
         """
 
-        def is_due(key: str) -> bool:
-            if key not in journal or is_lost(key):
-                return True
-            return self._config.retry_failed and journal[key].get("status") == "error"
-
-        dues = [is_due(task.key) for task in tasks()]
+        dues = [self._is_due(journal, task.key) or is_lost(task.key) for task in tasks()]
         if not any(dues):
             return
         missing = (task for task, due in zip(tasks(), dues, strict=True) if due)
-        progress = Progress(phase, len(dues), len(dues) - sum(dues), unit)
+        progress = Progress(phase, len(dues), len(dues) - sum(dues), unit, self._output / "work")
         try:
-            for key, outcome in self._pool.run(function, missing, timeout_s=timeout_s):
+            outcomes = self._pool.run(function, missing, timeout_s=timeout_s, uses_models=uses_models)
+            for key, outcome in outcomes:
                 value = self._checked(outcome, phase) if isinstance(outcome, Failure) else outcome
                 journal.add(key, value)
                 progress.add(value.get("reason") or "kept")
         finally:
             progress.close()
             journal.sync()
+
+    def _is_due(self, journal: Journal, key: str) -> bool:
+        if key not in journal:
+            return True
+        return self._config.retry_failed and journal[key].get("status") == "error"
 
     def _checked(self, failure: Failure, phase: str) -> dict[str, Any]:
         """A failure as a row's contents, unless it is the machine's and not the clip's.
@@ -502,7 +555,7 @@ class _Curation:
         def tasks() -> Iterator[Task]:
             for source, key in zip(self._sources, self._split_keys, strict=True):
                 if key is not None:
-                    yield Task(key=key, arguments=(self._config.shots, source))
+                    yield Task(key=key, arguments=(self._config.shots, source), cost=_size_bytes(source))
 
         self._run_tasks("shots", "sources", self._split, split_source, tasks, self._config.source_timeout_s)
 
@@ -521,9 +574,11 @@ class _Curation:
     def _score_clips(self) -> None:
         def tasks() -> Iterator[Task]:
             for found in self._clips():
-                yield Task(key=self._score_key(found), arguments=(self._config.stages, found.spec))
+                arguments = (self._config.stages, found.spec)
+                yield Task(key=self._score_key(found), arguments=arguments, cost=_num_pixels(found.spec))
 
-        self._run_tasks("score", "clips", self._score, score_clip, tasks, self._config.clip_timeout_s)
+        timeout_s = self._config.clip_timeout_s
+        self._run_tasks("score", "clips", self._score, score_clip, tasks, timeout_s, uses_models=True)
 
     def _resolve(self) -> tuple[dict[str, Drop], tuple[str, ...]]:
         """Decide what needs all clips at once, and write down the thresholds."""
@@ -547,22 +602,113 @@ class _Curation:
             self._say(f"warning: {alarm}")
         return resolution.drops, resolution.alarms
 
-    def _write_clips(self, drops: dict[str, Drop]) -> list[_Shard]:
-        """Encode every kept clip whose file is needed, and plan the shards."""
-        kept = []
+    def _kept_clips(self, drops: dict[str, Drop]) -> Iterator[tuple[_Found, dict[str, Any]]]:
+        """The clips that no stage dropped, with what the stages said."""
         for found in self._clips():
             score = self._score[self._score_key(found)]
             if score["status"] == "kept" and found.spec.clip_id not in drops:
-                crop = Crop(**score["crop"]) if score["crop"] else None
-                key = self._write_key(found, score["crop"])
-                kept.append(_Kept(spec=found.spec, crop=crop, scores=score["scores"], key=key))
+                yield found, score
+
+    def _recaption(self, drops: dict[str, Drop]) -> None:
+        """Give every kept clip the caption to train with."""
+        settings = self._config.recaption
+        decisions = self._journal("recaption", self._stack)
+        frames = self._journal("frames", self._stack)
+        recaptioner = Recaptioner(settings, self._journal("answers", self._stack))
+        self._stack.callback(recaptioner.close)
+        clips = [self._to_caption(found, score) for found, score in self._kept_clips(drops)]
+        if settings.looks_at_frames:
+            self._sample_frames(clips, frames, lambda key: False)
+        keys: dict[str, str] = {}
+        due: dict[str, _ToCaption] = {}
+        for clip in clips:
+            sampled = frames[clip.frames_key] if settings.looks_at_frames else {"images": []}
+            if "images" in sampled:
+                key = recaptioner.key(clip.spec.caption or "", sampled["images"])
+                keys[clip.spec.clip_id] = key
+                if self._is_due(decisions, key):
+                    due.setdefault(key, clip)
+            else:
+                note = sampled["reason"]
+                self._captions[clip.spec.clip_id] = _Caption(text=clip.spec.caption, note=note)
+        if settings.looks_at_frames:
+            # Frames of clips that were answered may have gone with the end of an earlier run.
+            self._sample_frames(list(due.values()), frames, lambda key: self._has_lost_frames(frames, key))
+        questions = (self._question(key, clip, frames) for key, clip in due.items())
+        if due:
+            progress = Progress("recaption", len(due), 0, "captions", self._output / "work")
+            try:
+                with closing(recaptioner.results(questions)) as results:
+                    for key, decision in results:
+                        decisions.add(key, decision)
+                        progress.add(decision["reason"] or "rewritten")
+            finally:
+                progress.close()
+                decisions.sync()
+        for clip in clips:
+            if clip.spec.clip_id in keys:
+                decision = decisions[keys[clip.spec.clip_id]]
+                caption = _Caption(text=clip.spec.caption, note=decision["reason"])
+                if decision["caption"] is not None:
+                    caption = _Caption(text=decision["caption"], source=settings.backend)
+                self._captions[clip.spec.clip_id] = caption
+        self.captions.update((caption.source, caption.note) for caption in self._captions.values())
+
+    def _to_caption(self, found: _Found, score: dict[str, Any]) -> _ToCaption:
+        settings = self._config.recaption
+        view = [settings.num_frames, settings.frame_short_side]
+        crop = Crop(**score["crop"]) if score["crop"] else None
+        return _ToCaption(spec=found.spec, crop=crop, frames_key=digest(found.identity, score["crop"], view))
+
+    def _sample_frames(
+        self, clips: Sequence[_ToCaption], frames: Journal, is_lost: Callable[[str], bool]
+    ) -> None:
+        """Write the pictures that a model is shown; by workers, since this decodes files from outside."""
+
+        def tasks() -> Iterator[Task]:
+            for clip in clips:
+                arguments = (self._config.recaption, clip.spec, clip.crop, self._frames_path(clip.frames_key))
+                yield Task(key=clip.frames_key, arguments=arguments)
+
+        self._run_tasks("frames", "clips", frames, sample_frames, tasks, self._config.clip_timeout_s, is_lost)
+
+    def _frames_path(self, key: str) -> Path:
+        return self._output / "work" / "frames" / key[:2] / key
+
+    def _has_lost_frames(self, frames: Journal, key: str) -> bool:
+        count = len(frames[key].get("images", ()))
+        return not all(frame_path(self._frames_path(key), number).is_file() for number in range(count))
+
+    def _question(self, key: str, clip: _ToCaption, frames: Journal) -> Question:
+        count = len(frames[clip.frames_key]["images"]) if self._config.recaption.looks_at_frames else 0
+        files = [frame_path(self._frames_path(clip.frames_key), number) for number in range(count)]
+        return Question(key=key, caption=clip.spec.caption or "", images=tuple(files))
+
+    def _caption(self, spec: ClipSpec) -> _Caption:
+        """What the recaptioning made of a clip's caption; clips that it never saw keep theirs."""
+        return self._captions.get(spec.clip_id, _Caption(text=spec.caption))
+
+    def _write_clips(self, drops: dict[str, Drop]) -> list[_Shard]:
+        """Encode every kept clip whose file is needed, and plan the shards."""
+        kept = []
+        for found, score in self._kept_clips(drops):
+            crop = Crop(**score["crop"]) if score["crop"] else None
+            kept.append(
+                _Kept(
+                    spec=found.spec,
+                    crop=crop,
+                    scores=score["scores"],
+                    key=self._write_key(found, score["crop"]),
+                    caption=self._caption(found.spec),
+                )
+            )
         kept.sort(key=lambda clip: clip.spec.clip_id)
 
         def encode(clips: Sequence[_Kept], is_lost: Callable[[str], bool]) -> None:
             def tasks() -> Iterator[Task]:
                 for clip in clips:
                     arguments = (self._config.write, clip.spec, clip.crop, self._clip_path(clip.key))
-                    yield Task(key=clip.key, arguments=arguments)
+                    yield Task(key=clip.key, arguments=arguments, cost=_num_pixels(clip.spec))
 
             timeout_s = self._config.clip_timeout_s
             self._run_tasks("write", "clips", self._write, write_one, tasks, timeout_s, is_lost)
@@ -589,7 +735,7 @@ class _Curation:
         for number, first in enumerate(range(0, len(written), self._config.write.clips_per_shard)):
             clips = written[first : first + self._config.write.clips_per_shard]
             name = f"shards/{number:06d}.tar"
-            content = [[self._metadata(clip), clip.spec.caption] for clip in clips]
+            content = [self._metadata(clip) for clip in clips]
             path = self._output / name
             size_bytes = path.stat().st_size if path.is_file() else 0
             state = {"content": digest(content), "size_bytes": size_bytes}
@@ -601,7 +747,13 @@ class _Curation:
         """What a shard says of a clip: as it was written, with where it came from."""
         written = _without(self._write[clip.key], "seconds")
         span = {"source": _text(clip.spec.source_id), "start_s": clip.spec.start_s, "end_s": clip.spec.end_s}
-        return {"clip_id": clip.spec.clip_id, **span, **written, "scores": clip.scores}
+        captions = {
+            "caption": clip.caption.text,
+            "original_caption": clip.spec.caption,
+            "caption_source": clip.caption.source,
+            "caption_note": clip.caption.note,
+        }
+        return {"clip_id": clip.spec.clip_id, **span, **captions, **written, "scores": clip.scores}
 
     def _write_shards(self, shards: Sequence[_Shard]) -> None:
         folder = self._output / "shards"
@@ -619,7 +771,7 @@ class _Curation:
                 Sample(
                     clip_id=clip.spec.clip_id,
                     video=self._clip_path(clip.key),
-                    caption=clip.spec.caption or "",
+                    caption=clip.caption.text or "",
                     metadata=self._metadata(clip),
                 )
                 for clip in shard.clips
@@ -689,6 +841,8 @@ class _Curation:
         spec, score = found.spec, self._score[self._score_key(found)]
         span = ("clip_id", "start_s", "end_s", "num_frames", "fps", "width", "height")
         row = replace(row, **{name: getattr(spec, name) for name in span}, scores=score.get("scores", {}))
+        caption = self._caption(spec)
+        row = replace(row, caption=caption.text, caption_source=caption.source, caption_note=caption.note)
         verdict = score
         if spec.clip_id in drops:
             verdict = {"status": "dropped", **asdict(drops[spec.clip_id])}
@@ -702,6 +856,17 @@ class _Curation:
     def _verdict(self, values: dict[str, Any], damage: str | None, source: Source) -> dict[str, Any]:
         detail = values["detail"] + (f" (source damaged: {damage})" if damage else "")
         return {"status": values["status"], "reason": values["reason"], "detail": _one_line(detail, source)}
+
+
+def _size_bytes(source: Source) -> int:
+    try:
+        return source.path.stat().st_size if source.path is not None else 0
+    except OSError:  # gone by now: its task says so
+        return 0
+
+
+def _num_pixels(spec: ClipSpec) -> int:
+    return spec.num_frames * spec.width * spec.height
 
 
 def _one_line(text: str, source: Source) -> str:

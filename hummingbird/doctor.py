@@ -7,9 +7,10 @@ import importlib.util
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from typing import Any
 
-from hummingbird import __version__, nano, runtime, video_io
+from hummingbird import __version__, backends, nano, runtime, video_io
 
 __all__ = ["examine", "to_text"]
 
@@ -54,6 +55,7 @@ def _devices() -> list[dict[str, Any]]:
                     properties, "gcnArchName", f"sm_{properties.major}{properties.minor}"
                 ),
                 "bfloat16": torch.cuda.is_bf16_supported(),
+                "settings": asdict(backends.detect(torch.device("cuda", index))),
             }
         )
     return found
@@ -68,6 +70,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     device = runtime.resolve_device()
+    settings = backends.detect(device)
     missing_extras = {
         extra: missing
         for extra, modules in _EXTRAS.items()
@@ -87,9 +90,12 @@ def examine() -> dict[str, Any]:
         "hummingbird": __version__,
         "device": str(device),
         "dtype": str(runtime.resolve_dtype("auto", device)).removeprefix("torch."),
-        "backend": runtime.backend(),
+        "backend": settings.backend,
         "backend_version": torch.version.hip or torch.version.cuda,
         "gpus": _devices(),
+        "settings": asdict(settings),
+        "kernel_caches": {what: str(path) for what, path in backends.kernel_caches(settings.backend).items()},
+        "advice": backends.advise(settings),
         "cpu_cores": _cores(),
         "memory_bytes": _memory_bytes(),
         "disk_free_bytes": shutil.disk_usage(".").free,
@@ -128,6 +134,16 @@ def to_text(report: dict[str, Any]) -> str:
             f"{name} {'ready' if there else 'MISSING'}" for name, there in report["embedded_models"].items()
         ),
     ]
+    settings = report["settings"]
+    lines.append(
+        f"decisions    autoencoder {settings['vae_dtype']}, cudnn.benchmark "
+        + {None: "as torch has it", True: "on", False: "off"}[settings["cudnn_benchmark"]]
+        + f", MIOPEN_FIND_MODE {settings['miopen_find_mode'] or 'not set'}, fp8 "
+        + f"{settings['fp8_dtype'] or 'none'}, attention {settings['attention']}, upsampling "
+        + settings["upsampling"]
+    )
+    lines += [f"{what:<13}{path}" for what, path in report["kernel_caches"].items()]
+    lines += [f"advice       {line}" for line in report["advice"]]
     lines += [
         f'missing      extra [{extra}] ({", ".join(modules)}): pip install -e ".[{extra}]"'
         for extra, modules in report["missing_extras"].items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from hummingbird.video_io import atomic_path
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 __all__ = [
     "COLUMNS",
@@ -25,12 +27,15 @@ __all__ = [
     "STATUSES",
     "ClipRecord",
     "ManifestError",
+    "open_manifest",
     "read_manifest",
     "schema",
     "write_manifest",
 ]
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+_ADDED_IN_2 = ("caption_source", "caption_note")
+"""Columns that files of version 1 lack; their rows have the defaults of ``ClipRecord``."""
 _VERSION_KEY = b"hummingbird.manifest_version"
 _BATCH = 50_000
 """Rows in memory at a time, and in a row group."""
@@ -48,6 +53,8 @@ COLUMNS = {
     "height": "int32",
     "caption": "string",
     "original_caption": "string",
+    "caption_source": "string",
+    "caption_note": "string",
     "status": "string",
     "reason": "string",
     "detail": "string",
@@ -86,6 +93,9 @@ class ClipRecord:
             described in the sample's ``.json``.
         caption: text to train with.
         original_caption: text that came with the source.
+        caption_source: where ``caption`` is from: ``original``, or the recaptioning backend that wrote it.
+        caption_note: why a clip that was to be recaptioned has its original caption still: a short name that
+            rows are counted by; empty otherwise.
         scores: finite numbers by name.
         status: ``kept``, ``dropped`` or ``error``.
         reason: why it was not kept: a short name that rows are counted by; empty for a kept clip.
@@ -105,6 +115,8 @@ class ClipRecord:
     height: int | None = None
     caption: str | None = None
     original_caption: str | None = None
+    caption_source: str = "original"
+    caption_note: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     detail: str = ""
@@ -186,6 +198,25 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[ClipRecord]:
         FileNotFoundError: there is no such file.
         ManifestError: it is no manifest, or of a version that this code does not know.
     """
+    with open_manifest(path) as file:
+        score_names = [name for name in file.schema_arrow.names if name not in COLUMNS]
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                scores = {name: row.pop(name) for name in score_names}
+                yield ClipRecord(
+                    **row, scores={name: value for name, value in scores.items() if value is not None}
+                )
+
+
+@contextmanager
+def open_manifest(path: str | os.PathLike[str]) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """Give a manifest as a Parquet file, for those who read some columns of very many rows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ManifestError: it is no manifest, or of a version that this code does not know; or what is read from
+            it within the block turns out to be damaged.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -198,24 +229,25 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[ClipRecord]:
         raise ManifestError(f"{path}: not a Parquet file ({' '.join(str(error).split())})") from error
     with file:
         _check(file.schema_arrow, path)
-        score_names = [name for name in file.schema_arrow.names if name not in COLUMNS]
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                scores = {name: row.pop(name) for name in score_names}
-                yield ClipRecord(
-                    **row, scores={name: value for name, value in scores.items() if value is not None}
-                )
+        try:
+            yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            text = " ".join(str(error).split())
+            raise ManifestError(f"{path}: damaged ({text}); run the curation again") from error
 
 
 def _check(found: pyarrow.Schema, path: Path) -> None:
     import pyarrow
 
     version = (found.metadata or {}).get(_VERSION_KEY, b"none").decode("ascii", "replace")
-    if version != str(MANIFEST_VERSION):
+    if version not in ("1", str(MANIFEST_VERSION)):
         raise ManifestError(
-            f"{path}: got manifest version {version}, expected {MANIFEST_VERSION}; run the curation again"
+            f"{path}: got manifest version {version}, expected {MANIFEST_VERSION} (or 1); run the "
+            "curation again"
         )
     for column in schema():
+        if version == "1" and column.name in _ADDED_IN_2:
+            continue
         if found.get_field_index(column.name) < 0 or found.field(column.name).type != column.type:
             raise ManifestError(f"{path}: has no column {column.name!r} of type {column.type}")
     for column in found:

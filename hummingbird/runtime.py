@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hummingbird import nano
+from hummingbird import backends, nano
 
 if TYPE_CHECKING:
     import torch
@@ -14,19 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "backend", "load_pipeline", "resolve_device", "resolve_dtype"]
 
+logger = logging.getLogger(__name__)
+
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def backend() -> str:
-    """What torch was built for and finds here: ``cuda``, ``rocm``, ``mps`` or ``cpu``.
-
-    ROCm builds of torch also call their device ``cuda``, so nothing else in this package needs to know.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return "rocm" if torch.version.hip else "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """What torch was built for and finds here: ``cuda``, ``rocm``, ``mps`` or ``cpu``."""
+    return backends.name()
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -75,12 +71,15 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
         model: an embedded name (``nano``), a diffusers folder, a folder that ``hummingbird export`` wrote, a
             checkpoint of the family, or a hub id (``owner/name``).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        dtype: one of ``DTYPES``.
+        dtype: one of ``DTYPES``. With ``auto`` the autoencoder may get a type of its own, which suits the
+            hardware (``hummingbird.backends``); any other one is that of every part.
 
     Raises:
         ValueError: a device or dtype that cannot be used, or a name that is no model.
         FileNotFoundError: there is no such folder or file.
     """
+    import torch
+
     from hummingbird.export import is_exported
 
     embedded = nano.resolve(model) is not None
@@ -89,18 +88,25 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
         return _load_exported(path, device, dtype)
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
+    settings = backends.detect(where)
+    vae_precision = resolve_dtype(settings.vae_dtype if dtype == "auto" else dtype, where)
     if not embedded and not path.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         known = ", ".join(nano.EMBEDDED_MODELS)
         raise FileNotFoundError(
             f"model: got {model!r}, expected {known}, an existing folder or file, or a hub id owner/name"
         )
+    if device == "auto" and where.type == "cpu" and (torch.version.hip or torch.version.cuda):
+        logger.warning("note: no GPU that torch can use: running on the CPU; `hummingbird doctor` says why")
+    backends.apply(settings)
     from hummingbird.pipelines import HummingbirdPipeline
 
     pipe: HummingbirdPipeline
     if not embedded and path.is_file():
         pipe = HummingbirdPipeline.from_single_file(path, dtype=precision)
+        if vae_precision != precision:
+            pipe.vae.to(vae_precision)
     else:
-        pipe = HummingbirdPipeline.from_pretrained(model, dtype=precision)
+        pipe = HummingbirdPipeline.from_pretrained(model, dtype={"default": precision, "vae": vae_precision})
     return pipe.to(where)
 
 

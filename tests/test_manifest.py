@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ KEPT = ClipRecord(
     height=48,
     caption="a dog",
     original_caption="dog stock footage",
+    caption_source="rules",
     scores={"quality": 0.75, "motion_mean": 2.0, "basics_contrast": 0.1},
     shard="shards/000000.tar",
     sha256="0" * 64,
@@ -81,6 +83,16 @@ def test_wrong_rows_are_refused_and_leave_no_file(
     assert not list(tmp_path.iterdir())
 
 
+def test_files_of_version_1_are_read_with_defaults(tmp_path: Path) -> None:
+    write_manifest([KEPT, DEAD], tmp_path / "m", score_names=["basics_contrast"])
+    old = pq.read_table(tmp_path / "m").drop_columns(["caption_source", "caption_note"])
+    pq.write_table(old.replace_schema_metadata({b"hummingbird.manifest_version": b"1"}), tmp_path / "old")
+    assert list(read_manifest(tmp_path / "old")) == [replace(KEPT, caption_source="original"), DEAD]
+    pq.write_table(old.replace_schema_metadata({b"hummingbird.manifest_version": b"2"}), tmp_path / "cut")
+    with pytest.raises(ManifestError, match="no column 'caption_source'"):
+        next(read_manifest(tmp_path / "cut"))
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     with pytest.raises(FileNotFoundError, match=r"m\.parquet: no such file"):
@@ -89,7 +101,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="not a Parquet file"):
         next(read_manifest(path))
     pq.write_table(pa.table({"clip_id": ["x"]}), path)
-    with pytest.raises(ManifestError, match="got manifest version none, expected 1"):
+    with pytest.raises(ManifestError, match="got manifest version none, expected 2"):
         next(read_manifest(path))
     versioned = {b"hummingbird.manifest_version": b"1"}
     pq.write_table(pa.table({"clip_id": ["x"]}).replace_schema_metadata(versioned), path)

@@ -11,10 +11,11 @@ from typing import TypeVar
 import tyro
 
 from hummingbird.config import ConfigError, load_config
+from train.loop import Terminated
 
 T = TypeVar("T")
 
-FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, BAD_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def read_settings(cls: type[T], argv: Sequence[str], prog: str, description: str | None) -> T:
@@ -56,7 +57,7 @@ def run_command(function: Callable[[list[str]], None], argv: Sequence[str] | Non
             of them and shows tracebacks.
 
     Returns:
-        0 done, 1 failed, 2 settings that cannot be used, 130 after Ctrl-C.
+        0 done, 1 failed, 2 settings that cannot be used, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         SystemExit: status 2 for bad usage, 0 after ``--help``.
@@ -70,6 +71,9 @@ def run_command(function: Callable[[list[str]], None], argv: Sequence[str] | Non
             raise
         sys.stderr.write("interrupted: the last checkpoint stands; the same command goes on from there\n")
         return INTERRUPTED
+    except Terminated as end:
+        sys.stderr.write(f"terminated: {end}\n")
+        return TERMINATED
     except Exception as error:  # the outermost boundary
         if debug:
             raise

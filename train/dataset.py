@@ -72,10 +72,12 @@ def encode_frames(vae: AutoencoderKL, clips: Tensor) -> Tensor:
     """
     device = next(vae.parameters()).device
     pixels = to_model_range(clips).flatten(0, 1).to(device)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    # Not every CPU has instructions for bfloat16, and without them it takes many times longer.
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         mode = vae.encode(pixels).latent_dist.mode().float()
     shift = vae.config.shift_factor or 0.0  # autoencoders of the SD family have none
-    return ((mode - shift) * vae.config.scaling_factor).half().cpu().unflatten(0, clips.shape[:2])
+    latents = ((mode - shift) * vae.config.scaling_factor).half().cpu()
+    return latents.contiguous().unflatten(0, clips.shape[:2])
 
 
 def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batch_size: int = 16) -> None:
@@ -97,6 +99,40 @@ def encode_clips(vae: AutoencoderKL, num_clips: int, seed: int, path: Path, batc
     tensors = {"latents": torch.cat(latents), "attributes": torch.tensor(attributes, dtype=torch.uint8)}
     with atomic_path(path) as part:
         save_file(tensors, part)
+
+
+class MovingShapesLatents:
+    """Fresh clips of the moving-shapes world, rendered and encoded as they are asked for.
+
+    Args:
+        vae: frozen; batches are encoded where it is.
+        batch_size: B.
+        seed: draws clips, captions and what is left out.
+        num_frames: F, of the whole clip at the rate that this makes.
+        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKL, batch_size: int, seed: int, num_frames: int, caption_dropout: float = 0.1
+    ) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.batch_size, self.seed, self.num_frames = batch_size, seed, num_frames
+        self.caption_dropout = caption_dropout
+
+    def batch(self, index: int) -> dict[str, Any]:
+        """As ``LatentClips.batch``."""
+        rng = np.random.default_rng((self.seed, index))
+        items = world.random_attributes(self.batch_size, rng)
+        latents = encode_frames(self.vae, world.render_clips(items, rng, num_frames=self.num_frames))
+        captions = [
+            "" if rng.uniform() < self.caption_dropout else item.random_caption(rng) for item in items
+        ]
+        return {
+            "latents": latents.float().transpose(1, 2),
+            "captions": captions,
+            "attributes": items,
+            "fps": world.FPS * self.num_frames / world.NUM_FRAMES,
+        }
 
 
 class LatentClips:
@@ -147,7 +183,8 @@ class LatentClips:
         rng = np.random.default_rng((self.seed, index))
         stride = world.NUM_FRAMES // self.num_frames
         latents, items = [], []
-        for row in rng.integers(len(self.latents), size=self.batch_size):
+        ids = rng.integers(len(self.latents), size=self.batch_size).tolist()
+        for row in ids:
             clip, item = self.latents[row], self.attributes[row]
             frames = np.arange(int(rng.integers(stride)), world.NUM_FRAMES, stride)
             opposite = _reversed(item) if rng.uniform() < self.reverse else None
@@ -163,6 +200,7 @@ class LatentClips:
             "captions": captions,
             "attributes": items,
             "fps": world.FPS / stride,
+            "ids": ids,
         }
 
 
@@ -212,7 +250,28 @@ class CaptionedLatents:
             "latents": torch.stack(latents).float().transpose(1, 2),
             "captions": captions,
             "fps": self.fps,
+            "ids": rows.tolist(),
         }
+
+
+def open_latents(
+    path: Path, batch_size: int, seed: int, num_frames: int, caption_dropout: float
+) -> LatentClips | CaptionedLatents:
+    """Encoded clips of the moving-shapes world or of anything else, by what the file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"latents: no file {path}; make it with `python train/nano.py latents "
+            "configs/train/nano_latents.yaml`"
+        )
+    with safe_open(path, "pt") as file:
+        of_the_world = "attributes" in file.keys()  # noqa: SIM118 (not a dict)
+    data_class = LatentClips if of_the_world else CaptionedLatents
+    return data_class(path, batch_size, seed, num_frames, caption_dropout)
 
 
 def _reversed(item: world.Attributes) -> world.Attributes | None:

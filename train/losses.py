@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -70,3 +72,91 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
         Kingma and Welling, arXiv 1312.6114, appendix B.
     """
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+
+
+# --- distillation ------------------------------------------------------------------------------------------
+
+
+def guided(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance in diffusers' convention: 1 is the conditional prediction, 0 the other one.
+
+    Reference:
+        Ho and Salimans, arXiv 2207.12598, equation 6, with w = ``guidance_scale`` - 1; as the target of a
+        student that needs one pass: Meng et al., arXiv 2210.03142, section 3.1.
+    """
+    return uncond + guidance_scale * (cond - uncond)
+
+
+def convert_prediction(
+    prediction: Tensor, noisy: Tensor, alphas_cumprod: Tensor, source: str, target: str
+) -> Tensor:
+    """Says what a network predicted in the words of another prediction type.
+
+    Args:
+        prediction: of the network, (B, ...).
+        noisy: what it saw, same shape.
+        alphas_cumprod: (B,); over 0 where the source is ``epsilon``, which says nothing about x0 at 0.
+        source: prediction type of the network.
+        target: wanted prediction type.
+
+    Raises:
+        ValueError: unknown prediction type.
+
+    Reference:
+        Salimans and Ho, arXiv 2202.00512, appendix D.
+    """
+    if source == target:
+        return prediction
+    alpha, sigma = alpha_sigma(alphas_cumprod, noisy.ndim)
+    if source == "epsilon":
+        x0 = (noisy - sigma * prediction) / alpha
+        noise = prediction
+    elif source == "v_prediction":
+        x0 = alpha * noisy - sigma * prediction
+        noise = sigma * noisy + alpha * prediction
+    elif source == "sample":
+        x0 = prediction
+        noise = (noisy - alpha * prediction) / sigma
+    else:
+        raise ValueError(f"prediction_type: got {source!r}, expected one of epsilon, v_prediction and sample")
+    return diffusion_target(x0, noise, alphas_cumprod, target)
+
+
+def output_distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of two predictions, per example: (B, ...) -> (B,).
+
+    Reference:
+        Kim et al. (BK-SDM), arXiv 2305.15798, equation 2.
+    """
+    return (student.float() - teacher.float()).square().flatten(1).mean(dim=1)
+
+
+def feature_distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of two feature maps of one level, relative to the teacher's mean square: a scalar.
+
+    Features of different levels differ in size by orders of magnitude; divided by their own mean square,
+    every level weighs the same, and 1 is what a student that answers zero would get.
+
+    Args:
+        student: (N, C, H, W).
+        teacher: same shape; no gradient flows into it.
+
+    Reference:
+        Kim et al. (BK-SDM), arXiv 2305.15798, equation 3 (one term of the sum); the normalisation is ours.
+    """
+    target = teacher.detach().float()
+    return (student.float() - target).square().mean() / target.square().mean().clamp(min=1e-8)
+
+
+def piecewise_linear(points: Sequence[tuple[int, float]], step: int) -> float:
+    """Value at ``step`` of the line through ``points``; constant before the first and after the last.
+
+    Args:
+        points: (step, value), ascending in their steps.
+        step: optimizer steps done.
+    """
+    for (start, low), (end, high) in pairwise(points):
+        if step < end:
+            share = max(step - start, 0) / (end - start)
+            return low + share * (high - low)
+    return points[-1][1]

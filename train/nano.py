@@ -34,6 +34,7 @@ from hummingbird.pipelines import HummingbirdPipeline
 from train.command import read_settings, run_command
 from train.dataset import MovingShapesCaptions, MovingShapesFrames, encode_clips
 from train.loop import LoopConfig, is_finished, run
+from train.reward_task import NanoRewardConfig, train_reward
 from train.shards import encode_shards
 from train.tasks import AutoencoderTask, TextTower, TextTowerTask
 from train.teacher import TeacherConfig, train_teacher
@@ -216,6 +217,8 @@ PARTS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "vae": (AutoencoderConfig, train_autoencoder),
     "text": (TextTowerConfig, train_text_tower),
     "latents": (LatentsConfig, write_latents),
+    "reward_image": (NanoRewardConfig, train_reward),
+    "reward_video": (NanoRewardConfig, train_reward),
     "export": (ExportConfig, export),
 }
 

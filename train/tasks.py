@@ -21,6 +21,7 @@ from hummingbird.nano import world
 from hummingbird.pipelines import HummingbirdPipeline
 from hummingbird.video_io import contact_sheet, to_uint8, write_video
 from train.dataset import MovingShapesFrames
+from train.guards import clip_statistics, undefined_statistics
 from train.loop import Batch
 from train.losses import LossWeighting, alpha_sigma, diffusion_target, kl_divergence, loss_weight
 
@@ -36,7 +37,7 @@ class AutoencoderPass(nn.Module):
         """Frames (B, 3, H, W) -> reconstruction, mean and log variance of the latents, in float32."""
         posterior = self.vae.encode(pixels).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        latents = mean + torch.exp(0.5 * logvar) * _randn_like(mean, generator)
+        latents = mean + torch.exp(0.5 * logvar) * randn_like(mean, generator)
         return self.vae.decode(latents).sample.float(), mean, logvar
 
 
@@ -104,7 +105,8 @@ def _device(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def _randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the same shape, dtype and device."""
     return torch.randn(tensor.shape, generator=generator, device=tensor.device, dtype=tensor.dtype)
 
 
@@ -188,6 +190,8 @@ class DenoisingTask:
         weighting: of the squared error over timesteps.
         timestep_shift: over 1 visits noisy timesteps more often.
         num_sample_prompts: sample videos, half of unseen combinations; 0 for none.
+        sample_prompts: prompts of the sample videos instead of those of the moving-shapes world.
+        num_sample_steps: steps of the sample videos.
         default_call: call arguments of the sample videos; the saved pipeline carries them as its defaults.
 
     Reference:
@@ -205,6 +209,8 @@ class DenoisingTask:
         weighting: LossWeighting = "uniform",
         timestep_shift: float = 1.0,
         num_sample_prompts: int = 16,
+        sample_prompts: Sequence[str] = (),
+        num_sample_steps: int = 25,
         default_call: dict[str, Any] | None = None,
     ) -> None:
         self.network: Any = network
@@ -213,8 +219,10 @@ class DenoisingTask:
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.gate_batch = gate_batch
         self.weighting, self.timestep_shift = weighting, timestep_shift
-        self.num_sample_prompts = num_sample_prompts
+        self.num_sample_prompts, self.sample_prompts = num_sample_prompts, sample_prompts
+        self.num_sample_steps = num_sample_steps
         self.default_call = default_call or {}
+        self._encodes_captions = False
 
     @torch.no_grad()
     def encode_prompts(self, captions: Sequence[str]) -> Tensor:
@@ -225,13 +233,23 @@ class DenoisingTask:
             input_ids=tokenize(self.tokenizer, captions).to(device)
         ).last_hidden_state.float()
 
+    def batch_embeds(self, batch: Batch) -> Tensor:
+        """Hidden states of the captions (B, L, C): the batch's own, or encoded now.
+
+        Where the data brings them, the text encoder stays in the computer's memory but for samples.
+        """
+        if "prompt_embeds" in batch:
+            return batch["prompt_embeds"].to(_device(self.network)).float()
+        self._encodes_captions = True
+        return self.encode_prompts(batch["captions"])
+
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         device = _device(self.network)
         latents = batch["latents"].to(device)
-        noise = _randn_like(latents, generator)
+        noise = randn_like(latents, generator)
         uniform = torch.rand(len(latents), generator=generator, device=device)
         error, weight = self._squared_error(
-            latents, noise, self._timesteps(uniform), batch["captions"], batch["fps"]
+            latents, noise, self._timesteps(uniform), self.batch_embeds(batch), batch["fps"]
         )
         return {"loss": (weight * error).mean(), "mse": error.mean()}
 
@@ -246,7 +264,7 @@ class DenoisingTask:
         return (shifted * (last + 1)).long().clamp(max=last)
 
     def _squared_error(
-        self, latents: Tensor, noise: Tensor, timesteps: Tensor, captions: Sequence[str], fps: float
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, prompt_embeds: Tensor, fps: float
     ) -> tuple[Tensor, Tensor]:
         """Mean squared error and its weight per example: (B,), (B,)."""
         alphas_cumprod = self.scheduler.alphas_cumprod.to(latents.device)[timesteps]
@@ -256,7 +274,7 @@ class DenoisingTask:
         prediction = self.network(
             alpha * latents + sigma * noise,
             timesteps,
-            self.encode_prompts(captions),
+            prompt_embeds,
             fps=fps,
             return_dict=False,
         )[0]
@@ -272,7 +290,7 @@ class DenoisingTask:
         # Drawn on the CPU: the figures mean the same on every device.
         generator = torch.Generator().manual_seed(0)
         latents = gate_batch["latents"]
-        noise = _randn_like(latents, generator)
+        noise = randn_like(latents, generator)
         uniform = (torch.arange(len(latents)) + 0.5) / len(latents)
         uniform = uniform[torch.randperm(len(latents), generator=generator)]
         device = _device(network)
@@ -280,10 +298,8 @@ class DenoisingTask:
         attributes: list[world.Attributes] = gate_batch["attributes"]
 
         def error(items: Sequence[world.Attributes]) -> Tensor:
-            captions = [item.prompt for item in items]
-            return self._squared_error(latents, noise, self._timesteps(uniform), captions, gate_batch["fps"])[
-                0
-            ]
+            embeds = self.encode_prompts([item.prompt for item in items])
+            return self._squared_error(latents, noise, self._timesteps(uniform), embeds, gate_batch["fps"])[0]
 
         wrapped, self.network = self.network, network
         try:
@@ -312,23 +328,43 @@ class DenoisingTask:
         if self.gate_batch is not None:
             figures = self.caption_swap(network, self.gate_batch)
             (folder / "gate.json").write_text(json.dumps(figures, indent=2) + "\n")
-        if not self.num_sample_prompts or not network.temporal_layers_enabled:
+        if not (self.num_sample_prompts or self.sample_prompts) or not network.temporal_layers_enabled:
             return figures
-        device = _device(network)
-        self.vae.to(device)
-        pipe = self.pipeline(network)
+        return figures | self.sample_videos(self.pipeline(network), folder)
+
+    def sample_videos(self, pipe: HummingbirdPipeline, folder: Path) -> dict[str, float]:
+        """Videos of fixed prompts and seeds: the first as a file, all on a contact sheet, and what they show.
+
+        Args:
+            pipe: with the network to sample from; its other parts are this task's.
+            folder: exists.
+
+        Returns:
+            Statistics of the clips and, for prompts of the moving-shapes world, what the oracle says.
+        """
+        device = _device(pipe.unet)
+        for part in (self.vae, self.text_encoder):
+            part.to(device)
         pipe.set_progress_bar_config(disable=True)
-        items = world.evaluation_prompts(self.num_sample_prompts, seed=1)
-        generators = [torch.Generator().manual_seed(i) for i in range(len(items))]
-        settings = {**self.default_call, "num_inference_steps": 25}
-        with torch.autocast(device.type, torch.bfloat16):
-            frames = pipe(
-                [i.prompt for i in items], generator=generators, output_type="np", **settings
-            ).frames
-        videos = to_uint8(np.asarray(frames))
-        records = judge_videos(videos, items)
-        figures.update({f"sample_{name}": share for name, share in summarize(records)["accuracy"].items()})
-        titles = [f"{record['prompt']} | {' '.join(record['seen'].values())}" for record in records]
+        items = [] if self.sample_prompts else world.evaluation_prompts(self.num_sample_prompts, seed=1)
+        prompts = list(self.sample_prompts) or [item.prompt for item in items]
+        generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        settings = {**self.default_call, "num_inference_steps": self.num_sample_steps}
+        # Not every CPU has instructions for bfloat16, and without them it takes many times longer.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            frames = np.asarray(pipe(prompts, generator=generators, output_type="np", **settings).frames)
+        self.vae.to("cpu")
+        if not self._encodes_captions:
+            self.text_encoder.to("cpu")
+        if not np.isfinite(frames).all():  # nothing to see, and the guard should know
+            return undefined_statistics()
+        videos = to_uint8(frames)
+        figures, titles = clip_statistics(videos), prompts
+        if items:
+            records = judge_videos(videos, items)
+            accuracy = summarize(records)["accuracy"]
+            figures |= {f"sample_{name}": share for name, share in accuracy.items()}
+            titles = [f"{record['prompt']} | {' '.join(record['seen'].values())}" for record in records]
         contact_sheet(list(videos), titles).save(folder / "samples.png")
         write_video(videos[0], folder / "sample-0.mp4", fps=float(pipe.default_call["fps"]))
         return figures

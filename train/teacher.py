@@ -16,14 +16,13 @@ sys.path.insert(
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextModel
 
 from hummingbird.config import config_dataclass
 from hummingbird.models import UNetSpatioTemporalModel
 from train.command import read_settings, run_command
-from train.dataset import CaptionedLatents, LatentClips
+from train.dataset import CaptionedLatents, LatentClips, open_latents
 from train.loop import LoopConfig, run
 from train.losses import LossWeighting
 from train.tasks import DenoisingTask
@@ -131,10 +130,7 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips | Capt
         set_alpha_to_one=False,
     )
     path = Path(config.latents)
-    with safe_open(path, "pt") as file:
-        of_the_world = "attributes" in file.keys()  # noqa: SIM118 (not a dict)
-    data_class = LatentClips if of_the_world else CaptionedLatents
-    data = data_class(
+    data = open_latents(
         path, config.loop.batch_size, config.loop.seed, config.num_frames, config.caption_dropout
     )
     if data.latents.shape[2] != vae.config.latent_channels:
@@ -143,7 +139,7 @@ def build_task(config: TeacherConfig) -> tuple[DenoisingTask, LatentClips | Capt
             f"{vae.config.latent_channels}; encode the clips again with `python train/nano.py latents`"
         )
     gate_batch = None
-    if of_the_world:
+    if isinstance(data, LatentClips):
         gate = LatentClips(
             path, 64, config.loop.seed + 1, config.num_frames, caption_dropout=0.0, reverse=0.0
         )

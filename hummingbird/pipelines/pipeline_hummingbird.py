@@ -142,6 +142,7 @@ class HummingbirdPipeline(SharablePipeline, StableDiffusionLoraLoaderMixin):  # 
         pipe = super().from_pretrained(source, **kwargs)
         if exported:  # handed to diffusers, they would be warned of as unexpected types
             pipe = cls(**{**pipe.components, **exported}, default_call=pipe.config.default_call)
+        pipe.origin = Path(source) if Path(source).is_dir() else None
         _align_weights(pipe)
         return pipe
 

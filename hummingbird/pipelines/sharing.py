@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCardData, create_repo, file_exists
+from huggingface_hub.repocard import metadata_load
 
 from hummingbird.export.components import ExportedPart
 
 CARD_FILE_NAME = "README.md"
+LICENCE_FILE_NAME = "LICENSE"
+UNKNOWN_LICENCE = "unknown"
+"""What the hub's metadata calls a licence that nobody has named."""
+_LARGEST_TEXT_BYTES = 1_000_000
 LOADER_FILE_NAME = "pipeline.py"
 LOADER = '''"""Finds the pipeline's class in the installed package (``pip install hummingbird-t2v``), for
 
@@ -56,13 +64,32 @@ pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="pipeline", t
 
 ## To be completed
 
-- Licence: that of the weights which this model was made from; add it to the metadata above as `license`.
+- Licence: {licence}
 - Training data, measured quality, and what the model cannot do.
 """
 
 
+def licence_of(folder: Path) -> str:
+    """Read the licence that a model folder's card names, as the hub spells it; ``unknown`` where none does.
+
+    Args:
+        folder: Anybody's; its card is read as data, and only a plain short name is believed.
+    """
+    card = folder / CARD_FILE_NAME
+    if not card.is_file() or card.stat().st_size > _LARGEST_TEXT_BYTES:
+        return UNKNOWN_LICENCE
+    try:
+        named = (metadata_load(card) or {}).get("license")
+    except (ValueError, UnicodeDecodeError, yaml.YAMLError):
+        return UNKNOWN_LICENCE
+    return named if isinstance(named, str) and re.fullmatch(r"[\w.+-]{1,64}", named) else UNKNOWN_LICENCE
+
+
 class SharablePipeline(DiffusionPipeline):
     """Makes complete what a pipeline of diffusers saves and uploads."""
+
+    origin: Path | None = None
+    """Local folder of the model that this one is or was made from: its licence goes with the weights."""
 
     def save_pretrained(
         self,
@@ -74,9 +101,11 @@ class SharablePipeline(DiffusionPipeline):
         use_flashpack: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Save every component, a model card (``README.md``) and a loader (``pipeline.py``).
+        """Save every component, a model card (``README.md``), a loader (``pipeline.py``) and, where the model
+        that this one was made from has a ``LICENSE``, that.
 
-        A card or loader that is there already, in the folder or in the hub's repository, is left as it is.
+        A card, loader or licence that is there already, in the folder or in the hub's repository, is left as
+        it is.
 
         Args:
             save_directory: Folder, made where it is missing.
@@ -119,9 +148,17 @@ class SharablePipeline(DiffusionPipeline):
             card.write_text(self.model_card(repo_id), encoding="utf-8")
         if not loader.exists():
             loader.write_text(LOADER, encoding="utf-8")
+        self._save_licence(folder / LICENCE_FILE_NAME)
         if not push_to_hub:
             return None
         return self._upload_folder(folder, repo_id, **kwargs)
+
+    def _save_licence(self, target: Path) -> None:
+        source = self.origin and self.origin / LICENCE_FILE_NAME
+        if not source or not source.is_file() or target.exists():
+            return
+        if source.stat().st_size <= _LARGEST_TEXT_BYTES:
+            shutil.copyfile(source, target)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Save into a temporary folder and upload it; ``kwargs`` are those of ``save_pretrained``."""
@@ -130,8 +167,12 @@ class SharablePipeline(DiffusionPipeline):
 
     def model_card(self, name: str) -> str:
         """Return a model card: metadata of the hub, use, sizes. ``name`` is what the model is loaded by."""
+        licence = licence_of(self.origin) if self.origin else UNKNOWN_LICENCE
         metadata = ModelCardData(
-            library_name="diffusers", pipeline_tag="text-to-video", tags=["hummingbird", "text-to-video"]
+            license=licence,
+            library_name="diffusers",
+            pipeline_tag="text-to-video",
+            tags=["hummingbird", "text-to-video"],
         )
         sizes = [
             f"| `{component}` | {type(module).__name__} | {sum(p.numel() for p in module.parameters()):,} |"
@@ -149,4 +190,7 @@ class SharablePipeline(DiffusionPipeline):
             width=call["width"],
             fps=call["fps"],
             components="\n".join(sizes),
+            licence="that of the weights which this model was made from; name it in the metadata above."
+            if licence == UNKNOWN_LICENCE
+            else f"`{licence}`, that of the model which this one was made from. Say so if yours differs.",
         )

@@ -147,7 +147,9 @@ def prune_pipeline(
     """
     student, report = prune_unet(pipe.unet, plan, probe)
     parts = {**pipe.components, "unet": student}
-    return HummingbirdPipeline(**parts, default_call=pipe.config.default_call), report
+    small = HummingbirdPipeline(**parts, default_call=pipe.config.default_call)
+    small.origin = pipe.origin
+    return small, report
 
 
 def save_pruned(pipe: HummingbirdPipeline, plan: PruningPlan, report: dict[str, Any], folder: Path) -> None:

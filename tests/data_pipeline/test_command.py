@@ -43,7 +43,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(
     out = capsys.readouterr().out
     plan = json.loads(out.splitlines()[-1])
     assert (plan["sources"], plan["workers"]) == (8, 2)
-    assert plan["stages"] == ["shots", "basics", "motion", "quality", "dedup", "write"]
+    assert plan["stages"] == ["shots", "basics", "motion", "text", "quality", "dedup", "write"]
     assert plan["settings"]["motion"]["max_jitter"] == 7.5
     assert "max_jitter 7.5" in out
     assert not list(tmp_path.iterdir())
@@ -52,7 +52,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(
 @pytest.mark.parametrize(
     ("more", "status", "message"),
     [
-        (["--engine", "ray"], 1, "engine: got 'ray', which is not available yet; use --engine local"),
+        (["--input", "s3://bucket/videos"], 1, "input: got s3:/bucket/videos, expected a path of the file"),
         (["--input", "/nonexistent"], 1, "/nonexistent: no such file or folder"),
         (["--output", "/proc/nowhere"], 1, "/proc/nowhere"),
     ],

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
 
-from data_pipeline.clip import Clip, ClipSpec, Drop, Keep, View
+from data_pipeline.clip import Clip, ClipSpec, Drop, Keep
 from data_pipeline.stages import quality
 from data_pipeline.stages.quality import QualityConfig, QualityError
 from data_pipeline.vqa.scenes import procedural_shot
@@ -82,22 +81,23 @@ def test_without_a_model_nothing_is_decoded_or_scored(clean: ClipSpec) -> None:
 
 
 class _Broken:
-    """A scorer that returns no number: the stage must not pass it on."""
+    """A judge that returns no number: the stage must not pass it on."""
 
-    views: ClassVar[tuple[View, ...]] = ()
+    def __init__(self, settings: QualityConfig) -> None:
+        del settings
 
     def score(self, clip: Clip) -> Mapping[str, float]:
         return {"quality": float("nan")}
 
 
 def test_a_score_that_is_no_number_is_an_error(clean: ClipSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quality.SCORERS, "nano-vqa", _Broken)
-    quality._scorer.cache_clear()
+    monkeypatch.setitem(quality.JUDGES, "nano-vqa", _Broken)
+    quality._judge.cache_clear()
     try:
         with pytest.raises(QualityError, match=r"quality is nan, expected a number in \[0, 1\]"):
             run(clean, QualityConfig())
     finally:
-        quality._scorer.cache_clear()
+        quality._judge.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from hummingbird import HummingbirdPipeline
+from hummingbird import HummingbirdPipeline, nano
 from hummingbird.pipelines import sharing
 from tests.pipelines.tiny import CALL, tiny_pipeline
 
@@ -25,7 +25,8 @@ def test_model_card(tmp_path: Path) -> None:
     tiny_pipeline(default_call=DEFAULTS).save_pretrained(folder)
     card = ModelCard.load(folder / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-video")
-    assert card.data.license is None  # whose it is only the user knows
+    assert card.data.license == "unknown"  # whose it is only the user knows
+    assert not (folder / "LICENSE").exists()
     assert "a few-step model" in card.text
     assert "2 steps, 3\nframes of 16x24, 8 frames per second" in card.text
     parameters = sum(parameter.numel() for parameter in tiny_pipeline().unet.parameters())
@@ -35,6 +36,44 @@ def test_model_card(tmp_path: Path) -> None:
         ast.parse(block.split("```")[0])
     assert len(blocks) == 2
     assert "a many-step model" in tiny_pipeline(few_step=False).model_card("x")
+
+
+def test_the_licence_goes_with_the_weights(tmp_path: Path) -> None:
+    """The packaged model has a card and the text; what is saved or pruned from it has both, too."""
+    packaged = nano.resolve("nano")
+    assert packaged is not None
+    assert ModelCard.load(packaged / "README.md").data.license == "apache-2.0"
+    text = (packaged / "LICENSE").read_text()
+    assert text == (Path(__file__).parents[2] / "LICENSE").read_text()
+    assert "Apache License" in text
+    first, second = tmp_path / "first", tmp_path / "second"
+    tiny_pipeline(default_call=DEFAULTS).save_pretrained(first)
+    (first / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
+    (first / "LICENSE").write_text("mine")
+    pipe = HummingbirdPipeline.from_pretrained(first)
+    pipe.save_pretrained(second)
+    assert ModelCard.load(second / "README.md").data.license == "gpl-3.0"
+    assert "Licence: `gpl-3.0`" in (second / "README.md").read_text()
+    assert (second / "LICENSE").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        None,
+        "no metadata",
+        "---\nlicense: [mit, apache-2.0]\n---\n",
+        "---\nlicense: {a: *nothing}\n---\n",
+        "---\nlicense: |\n  mit\n  ---\n  # hi\n---\n",
+        "---\nlicense: !!python/object/apply:os.system [exit 1]\n---\n",
+        "---\n- a list\n---\n",
+        "---\nlicense: mit\n---\n" + "x" * 1_000_001,
+    ],
+)
+def test_a_hostile_card_names_no_licence(tmp_path: Path, card: str | None) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert sharing.licence_of(tmp_path) == "unknown"
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from hummingbird.config import load_config
 from train import nano
 from train.loop import LoopConfig
+from train.reward_task import NanoRewardConfig, train_reward
+from train.stage1 import Stage1Config, train_stage1
 from train.teacher import TeacherConfig, train_teacher
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -18,8 +20,15 @@ STAGES = ("teacher_spatial", "teacher_motion", "teacher")
 RECIPES: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "vae": (nano.AutoencoderConfig, nano.train_autoencoder),
     "text": (nano.TextTowerConfig, nano.train_text_tower),
+    "reward_image": (NanoRewardConfig, train_reward),
+    "reward_video": (NanoRewardConfig, train_reward),
     **{stage: (TeacherConfig, train_teacher) for stage in STAGES},
+    "stage1": (Stage1Config, train_stage1),
 }
+
+
+def config_file(name: str) -> str:
+    return f"{name}.yaml" if name == "stage1" else f"nano_{name}.yaml"
 
 
 def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
@@ -30,7 +39,10 @@ def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
         flags += ["--latents", str(parts / "latents.safetensors")]
     if name in STAGES[1:]:
         flags += ["--loop.init-from", str(parts / STAGES[STAGES.index(name) - 1] / "model")]
-    return load_config(RECIPES[name][0], DEBUG / f"nano_{name}.yaml", [*flags, *overrides])
+    if name == "stage1":  # four clips at once instead of one after the other
+        flags += ["--teacher", str(parts / "teacher/model"), "--loop.batch-size", "4"]
+        flags += ["--latents", str(parts / "latents.safetensors")]
+    return load_config(RECIPES[name][0], DEBUG / config_file(name), [*flags, *overrides])
 
 
 def train(name: str, parts: Path, output: Path, *overrides: str) -> LoopConfig:
@@ -44,10 +56,10 @@ def train(name: str, parts: Path, output: Path, *overrides: str) -> LoopConfig:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All parts of a tiny nano, each trained without a break."""
     folder = tmp_path_factory.mktemp("nano")
-    for name in ("vae", "text"):
+    for name in ("vae", "text", "reward_image", "reward_video"):
         train(name, folder, folder / name)
     flags = ["--vae", str(folder / "vae/model"), "--output", str(folder / "latents.safetensors")]
     nano.write_latents(load_config(nano.LatentsConfig, DEBUG / "nano_latents.yaml", flags))
-    for name in STAGES:
+    for name in (*STAGES, "stage1"):
         train(name, folder, folder / name)
     return folder

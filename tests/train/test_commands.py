@@ -14,9 +14,11 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from tests.train.conftest import DEBUG, recipe
-from train import nano, teacher
+from tests.train.conftest import DEBUG, recipe, train
+from train import nano, stage1, teacher
+from train.checkpoint import checkpoints
 from train.command import run_command
+from train.loop import TIMES, Terminated
 
 ROOT = DEBUG.parents[1]
 
@@ -26,7 +28,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("main", [teacher.main, nano.main])
+@pytest.mark.parametrize("main", [teacher.main, nano.main, stage1.main])
 def test_help_says_what_to_type(main: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])  # type: ignore[operator]
@@ -52,7 +54,9 @@ def test_teacher_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) ->
         assert flag in text
 
 
-@pytest.mark.parametrize(("main", "words"), [(teacher.main, []), (nano.main, []), (nano.main, ["paint"])])
+@pytest.mark.parametrize(
+    ("main", "words"), [(teacher.main, []), (nano.main, []), (nano.main, ["paint"]), (stage1.main, [])]
+)
 def test_bad_usage_is_status_2(main: object, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)  # type: ignore[operator]
@@ -115,6 +119,22 @@ def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -
     assert last_line(capsys) == "interrupted: the last checkpoint stands; the same command goes on from there"
 
 
+def test_sigterm_is_one_line_and_status_143(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(words: list[str]) -> None:
+        raise Terminated("checkpoint x/step-4 is written")
+
+    assert run_command(stop, []) == 143
+    assert last_line(capsys) == "terminated: checkpoint x/step-4 is written"
+
+
+def test_stage1_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        stage1.main(["--help"])
+    text = capsys.readouterr().out
+    for flag in ("--loop.guard.action", "--student.plan", "--distillation.feature-weight", "--teacher"):
+        assert flag in text
+
+
 def test_debug_shows_the_traceback() -> None:
     def fail(words: list[str]) -> None:
         assert words == ["a"]
@@ -140,7 +160,9 @@ def test_everything_from_nothing_and_a_second_time_nothing(
     assert (parts / "export/model_index.json").exists()
 
 
-@pytest.mark.parametrize(("name", "processes"), [("1gpu", 1), ("4gpu", 4), ("cpu2", 2)])
+@pytest.mark.parametrize(
+    ("name", "processes"), [("1gpu", 1), ("2gpu", 2), ("4gpu", 4), ("cpu2", 2), ("cpu4", 4)]
+)
 def test_accelerate_reads_our_launch_files(name: str, processes: int) -> None:
     config = load_config_from_file(str(ROOT / "configs/accelerate" / f"{name}.yaml"))
     assert isinstance(config, ClusterConfig)
@@ -150,10 +172,20 @@ def test_accelerate_reads_our_launch_files(name: str, processes: int) -> None:
     assert config.mixed_precision == "no"  # the recipe says it
 
 
+def test_accelerate_reads_our_deepspeed_file() -> None:
+    config = load_config_from_file(str(ROOT / "configs/accelerate/4gpu_deepspeed.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.distributed_type == DistributedType.DEEPSPEED
+    assert config.num_processes == 4
+    assert config.deepspeed_config["zero_stage"] == 2  # whole weights on every GPU
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "text", "teacher_spatial", "teacher_motion"])
+@pytest.mark.parametrize(
+    "name", ["vae", "text", "reward_image", "reward_video", "teacher_spatial", "teacher_motion"]
+)
 def test_two_processes_train_one_network(name: str, parts: Path, tmp_path: Path) -> None:
-    if name in ("vae", "text"):
+    if not name.startswith("teacher"):
         words = ["train/nano.py", name, str(DEBUG / f"nano_{name}.yaml"), "--loop.output", str(tmp_path)]
     else:
         words = ["train/teacher.py", str(DEBUG / f"nano_{name}.yaml"), "--loop.output", str(tmp_path)]
@@ -180,3 +212,58 @@ def test_two_processes_train_one_network(name: str, parts: Path, tmp_path: Path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert all(bool(torch.isfinite(t).all()) for t in load_file(checkpoint / "model.safetensors").values())
+
+
+KILLED_AT_STEP_3 = """
+import os, signal, sys
+from train import dataset, stage1
+batch = dataset.LatentClips.batch
+def kill(self, index):
+    return batch(self, index) if index < 12 else os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv.pop() == "kill":
+    dataset.LatentClips.batch = kill
+sys.exit(stage1.main(sys.argv[1:]))
+"""
+
+
+def four_processes(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launch += [str(ROOT / "configs/accelerate/cpu4.yaml"), "--main_process_port", "0", str(script), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        launch, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_four_processes_that_were_killed_end_bit_equal(parts: Path, tmp_path: Path) -> None:
+    """Stage 1, killed without warning in its fourth step: the same weights, averages and figures."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_AT_STEP_3)
+    words = [str(DEBUG / "stage1.yaml"), "--teacher", str(parts / "teacher/model"), "--loop.batch-size", "1"]
+    words += ["--latents", str(parts / "latents.safetensors"), "--loop.output"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = four_processes(script, *words, str(whole), "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((whole / "environment.json").read_text())["num_processes"] == 4
+    assert four_processes(script, *words, str(broken), "kill").returncode != 0
+    assert checkpoints(broken)[-1].name == "step-2"
+    assert not (broken / "model").exists()
+    done = four_processes(script, *words, str(broken), "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for file in ("model/unet/diffusion_pytorch_model.safetensors", "checkpoints/step-4/model.safetensors"):
+        assert (whole / file).read_bytes() == (broken / file).read_bytes()
+    figures = [
+        [
+            {name: value for name, value in json.loads(line).items() if name not in TIMES}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (whole, broken)
+    ]
+    assert figures[0] == figures[1]
+    # One process takes the same batches one after the other: equal but for the order of sums.
+    train("stage1", parts, tmp_path / "alone", "--loop.batch-size", "1")
+    lines = (tmp_path / "alone/metrics.jsonl").read_text().splitlines()
+    alone = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    assert alone == pytest.approx([line["loss"] for line in figures[0] if "loss" in line], rel=1e-4)

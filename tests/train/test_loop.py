@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hummingbird.config import load_config
-from train import loop
-from train.loop import LoopConfig, checkpoints, is_finished, learning_rate_factor, run
+from train.checkpoint import checkpoints
+from train.loop import (
+    TIMES,
+    LoopConfig,
+    Terminated,
+    accumulation_steps,
+    is_finished,
+    learning_rate_factor,
+    run,
+)
+from train.optimizer import make_optimizer, parameter_groups
 
 
 class ToyTask:
@@ -88,7 +99,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert same_weights(whole, broken)
     assert not list(broken.rglob("*.part"))
     timeless = [
-        [{k: v for k, v in line.items() if k != "examples_per_second"} for line in records(folder)]
+        [{k: v for k, v in line.items() if k not in TIMES} for line in records(folder)]
         for folder in (whole, broken)
     ]
     assert timeless[0] == timeless[1]
@@ -235,6 +246,156 @@ def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path) -> None:
     assert same_weights(tmp_path / "no", tmp_path / "again")
 
 
+def test_a_bad_batch_is_named(tmp_path: Path) -> None:
+    class Named(ToyData):
+        def batch(self, index: int) -> dict[str, Any]:
+            return {**super().batch(index), "ids": [10 * index, 10 * index + 1]}
+
+    task = ToyTask()
+    task.poison_at = 2
+    with pytest.raises(FloatingPointError, match=r"first in batch 2 with ids \[20, 21\] \(step 3\)"):
+        run(task, Named(), settings(tmp_path, log_every=5, checkpoint_every=5))
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 3])
+def test_sigterm_saves_first(tmp_path: Path, checkpoint_every: int) -> None:
+    class Asked(ToyData):
+        def batch(self, index: int) -> dict[str, Any]:
+            if index == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(index)
+
+    before = signal.getsignal(signal.SIGTERM)
+    config = settings(tmp_path / "asked", checkpoint_every=checkpoint_every)
+    with pytest.raises(Terminated, match="step-4 is written; the same command goes on from there"):
+        run(ToyTask(), Asked(), config)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoints(tmp_path / "asked")[-1].name == "step-4"
+    run(ToyTask(), ToyData(), config)
+    run(ToyTask(), ToyData(), settings(tmp_path / "whole"))
+    assert same_weights(tmp_path / "asked", tmp_path / "whole")
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    class Rated(ToyTask):
+        def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+            step = int(folder.name.removesuffix(".part").removeprefix("step-"))
+            return {"quality": {2: 0.1, 4: 0.9, 6: 0.5, 8: 0.9, 10: 0.2}[step]}
+
+    config = settings(tmp_path, max_steps=10, sample_every=2, keep_checkpoints=1, best_metric="quality")
+    run(Rated(), ToyData(), config)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-4", "step-10"]
+    best = json.loads((tmp_path / "checkpoints/best.json").read_text())
+    assert best == {"step": 4, "metric": "quality", "value": 0.9}
+    at_4 = settings(tmp_path / "short", max_steps=4)
+    run(ToyTask(), ToyData(), at_4)
+    best_model = torch.load(tmp_path / "best_model/weights.pt", weights_only=True)
+    assert all(torch.equal(best_model[name], value) for name, value in weights(tmp_path / "short").items())
+    lowest = settings(
+        tmp_path / "low", max_steps=10, sample_every=2, best_metric="quality", best_is_lowest=True
+    )
+    run(Rated(), ToyData(), lowest)
+    assert json.loads((tmp_path / "low/checkpoints/best.json").read_text())["step"] == 2
+    with pytest.raises(
+        ValueError, match="best_metric: got 'beauty', expected a figure of the samples: quality"
+    ):
+        run(Rated(), ToyData(), settings(tmp_path / "no", sample_every=2, best_metric="beauty"))
+
+
+def test_samples_of_a_step_are_taken_once_also_by_a_run_that_was_killed_before(tmp_path: Path) -> None:
+    class Killed(ToyTask):
+        def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Killed(), ToyData(), settings(tmp_path, sample_every=2))
+    assert checkpoints(tmp_path)[-1].name == "step-2"
+    task = ToyTask()
+    run(task, ToyData(), settings(tmp_path, sample_every=2))
+    assert task.sampled == ["step-2", "step-4", "step-6"]
+    assert [line["step"] for line in records(tmp_path) if "figure" in line] == [2, 4, 6]
+
+
+def test_accumulation_follows_from_the_number_of_processes() -> None:
+    config = LoopConfig(output="x", batch_size=2, target_global_batch=8)
+    assert [accumulation_steps(config, n) for n in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(ValueError, match=r"got 8, expected a multiple of 6 \(batch_size 2 x 3 processes\)"):
+        accumulation_steps(config, 3)
+    assert accumulation_steps(LoopConfig(output="x", gradient_accumulation_steps=3), 7) == 3
+    with pytest.raises(ValidationError, match="give one of the two"):
+        LoopConfig(output="x", target_global_batch=8, gradient_accumulation_steps=2)
+
+
+def test_one_process_with_the_global_batch_sees_what_several_would(tmp_path: Path) -> None:
+    """Batches of a step have the same numbers however they are spread over processes and time."""
+    seen: list[int] = []
+
+    class Watched(ToyData):
+        def batch(self, index: int) -> dict[str, Any]:
+            seen.append(index)
+            return super().batch(index)
+
+    run(ToyTask(), Watched(), settings(tmp_path, max_steps=2, target_global_batch=12))
+    assert seen == list(range(8))
+
+
+def test_a_checkpoint_of_another_accumulation_goes_on_between_steps(tmp_path: Path) -> None:
+    """Three micro-steps are saved; four follow. The count of the old ones must not shift the new steps."""
+    run(ToyTask(), ToyData(), settings(tmp_path, max_steps=1, gradient_accumulation_steps=3))
+    run(ToyTask(), ToyData(), settings(tmp_path, max_steps=3, gradient_accumulation_steps=4))
+    lines = [line for line in records(tmp_path) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all("grad_norm" in line for line in lines)
+
+
+def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(ToyTask(), ToyData(), settings(tmp_path))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("loss")}
+    lines = {line["step"]: line["loss"] for line in records(tmp_path) if "loss" in line}
+    assert logged == pytest.approx(lines)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.trackers.find_spec", lambda name: None)
+    run(ToyTask(), ToyData(), settings(tmp_path / "auto"))
+    assert not (tmp_path / "auto/tensorboard").exists()
+    with pytest.raises(RuntimeError, match="pip install 'hummingbird-t2v\\[train\\]'"):
+        run(ToyTask(), ToyData(), settings(tmp_path / "named", tracker="tensorboard"))
+
+
+def test_one_line_says_how_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(ToyTask(), ToyData(), settings(tmp_path))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "step 5/6" in line]
+    assert len(lines) == 1
+    for text in ("loss ", "twice ", "grad ", "lr ", "it/s", "data ", " MB", "0:00:0"):
+        assert text in lines[0]
+
+
+def test_eight_bit_states_or_one_line_that_says_why_not(caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.Linear(128, 64)
+    optimizer = make_optimizer(network, "adamw8bit", 1e-3, 0.1, 0.99, torch.device("cpu"))
+    lines = [record.getMessage() for record in caplog.records if record.name == "train.optimizer"]
+    assert len(lines) == 1
+    if isinstance(optimizer, torch.optim.AdamW):
+        assert lines[0].startswith("optimizer: torch's AdamW, because no 8-bit one works here (bitsandbytes:")
+    network(torch.ones(2, 128)).sum().backward()
+    before = network.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(before, network.weight)
+    plain = make_optimizer(network, "adamw", 1e-3, 0.1, 0.99, torch.device("cpu"))
+    assert [group["weight_decay"] for group in plain.param_groups] == [0.1, 0.0]
+
+
+def test_gradient_checkpointing_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gradient_checkpointing: Sequential cannot do it"):
+        run(ToyTask(), ToyData(), settings(tmp_path, gradient_checkpointing=True))
+
+
 def test_learning_rate() -> None:
     config = LoopConfig(output="x", max_steps=100, warmup_steps=10, decay_steps=20)
     factors = [learning_rate_factor(step, config) for step in range(101)]
@@ -250,7 +411,7 @@ def test_learning_rate() -> None:
 def test_weight_decay_is_on_matrices_alone() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Conv2d(1, 1, 1))
     network[0].bias.requires_grad_(False)
-    groups = loop._parameter_groups(network, 0.1)
+    groups = parameter_groups(network, 0.1)
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert [len(group["params"]) for group in groups] == [2, 3]
 

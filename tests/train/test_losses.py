@@ -9,7 +9,17 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from train.losses import alpha_sigma, diffusion_target, kl_divergence, loss_weight
+from train.losses import (
+    alpha_sigma,
+    convert_prediction,
+    diffusion_target,
+    feature_distillation,
+    guided,
+    kl_divergence,
+    loss_weight,
+    output_distillation,
+    piecewise_linear,
+)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -105,3 +115,48 @@ def test_kl_divergence_is_the_distance_of_two_normals() -> None:
     expected = torch.distributions.kl_divergence(p, torch.distributions.Normal(0.0, 1.0))
     torch.testing.assert_close(kl_divergence(mean, logvar), expected.mean())
     assert math.isclose(float(kl_divergence(mean, torch.zeros(1))), 0.7**2 / 2, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("source", PREDICTION_TYPES)
+@pytest.mark.parametrize("target", PREDICTION_TYPES)
+def test_a_prediction_says_the_same_in_every_type(
+    source: str, target: str, pair: tuple[Tensor, Tensor]
+) -> None:
+    x0, noise = (tensor[1:] for tensor in pair)
+    alphas_cumprod = ALPHAS_CUMPROD[1:]  # at 0 the noise says nothing about x0
+    alpha, sigma = alpha_sigma(alphas_cumprod, x0.ndim)
+    prediction = diffusion_target(x0, noise, alphas_cumprod, source)
+    converted = convert_prediction(prediction, alpha * x0 + sigma * noise, alphas_cumprod, source, target)
+    torch.testing.assert_close(converted, diffusion_target(x0, noise, alphas_cumprod, target))
+
+
+def test_guidance_is_diffusers_convention() -> None:
+    cond, uncond = torch.tensor([3.0]), torch.tensor([1.0])
+    assert float(guided(cond, uncond, 1.0)) == 3.0
+    assert float(guided(cond, uncond, 0.0)) == 1.0
+    assert float(guided(cond, uncond, 2.5)) == 6.0
+
+
+def test_distillation_losses_are_zero_at_the_teacher_and_feel_every_level_alike(
+    pair: tuple[Tensor, Tensor],
+) -> None:
+    teacher, other = (tensor.flatten(1, 2).clone() for tensor in pair)
+    assert float(feature_distillation(teacher, teacher)) == 0.0
+    assert output_distillation(teacher, teacher).tolist() == [0.0] * 6
+    assert output_distillation(teacher + 2.0, teacher).tolist() == pytest.approx([4.0] * 6)
+    loss = feature_distillation(other, teacher)
+    torch.testing.assert_close(feature_distillation(1000 * other, 1000 * teacher), loss)
+    torch.testing.assert_close(feature_distillation(torch.zeros_like(teacher), teacher), torch.tensor(1.0))
+    teacher.requires_grad_(True)
+    other.requires_grad_(True)
+    feature_distillation(other, teacher).backward()
+    assert teacher.grad is None
+    assert other.grad is not None
+    assert float(other.grad.abs().sum()) > 0.0
+
+
+def test_weights_are_lines_through_their_points() -> None:
+    points = ((10, 0.0), (20, 1.0), (40, 0.5))
+    values = [piecewise_linear(points, step) for step in (0, 10, 15, 20, 30, 40, 99)]
+    assert values == pytest.approx([0.0, 0.0, 0.5, 1.0, 0.75, 0.5, 0.5])
+    assert piecewise_linear(((5, 0.3),), 0) == 0.3

@@ -19,7 +19,9 @@ from hummingbird.config import load_config
 from hummingbird.nano import world
 from tests.train.conftest import DEBUG, RECIPES, STAGES, recipe, train
 from train import dataset, nano
-from train.loop import checkpoints
+from train.checkpoint import checkpoints
+from train.reward_task import MovingShapesPairs
+from train.stage1 import Stage1Config
 from train.teacher import build_task
 
 ROOT = DEBUG.parents[1]
@@ -33,7 +35,8 @@ def model_files(run: Path) -> dict[str, bytes]:
 @pytest.fixture
 def interrupted_at_step_3(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """All data raises Ctrl-C where the fourth batch is wanted."""
-    for cls in (dataset.MovingShapesFrames, dataset.MovingShapesCaptions, dataset.LatentClips):
+    kinds = (dataset.MovingShapesFrames, dataset.MovingShapesCaptions, dataset.LatentClips, MovingShapesPairs)
+    for cls in kinds:
         batch = cls.batch
 
         def stop(self: object, index: int, batch: object = batch) -> object:
@@ -121,7 +124,8 @@ def test_run_folder(name: str, parts: Path) -> None:
     assert Path(config.loop.output) == folder
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
     assert [path.name for path in checkpoints(folder)] == ["step-2", "step-4"]
-    assert [path.name for path in (folder / "samples").iterdir()] == ["step-4"]
+    samples = ["reference", "step-2", "step-4"] if name == "stage1" else ["step-4"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == samples
     assert any((folder / "samples/step-4").iterdir())
     assert not list(folder.rglob("*.part"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -129,16 +133,24 @@ def test_run_folder(name: str, parts: Path) -> None:
 
 
 def test_every_debug_recipe_is_a_twin_of_one_in_train_and_is_run_here() -> None:
-    twins = {path.name for path in DEBUG.glob("nano_*.yaml")}
+    twins = {path.name for path in DEBUG.glob("nano_*.yaml")} | {"nano_stage1.yaml"}
+    assert (DEBUG / "stage1.yaml").is_file()
     assert twins == {path.name for path in (ROOT / "configs/train").glob("nano_*.yaml")}
     assert twins == {f"nano_{name}.yaml" for name in (*RECIPES, "latents", "export")}
     for name in RECIPES:
         load_config(RECIPES[name][0], ROOT / "configs/train" / f"nano_{name}.yaml")
+    for path in (ROOT / "configs/train").glob("stage1_*.yaml"):
+        load_config(Stage1Config, path)
 
 
 def test_the_teacher_is_a_pipeline_with_its_call_and_videos(parts: Path) -> None:
     samples = parts / "teacher/samples/step-4"
-    assert {path.name for path in samples.iterdir()} == {"gate.json", "sample-0.mp4", "samples.png"}
+    assert {path.name for path in samples.iterdir()} == {
+        "figures.json",
+        "gate.json",
+        "sample-0.mp4",
+        "samples.png",
+    }
     gate = json.loads((samples / "gate.json").read_text())
     assert set(gate) == {"gate_mse", *(f"swap_{name}" for name in world.ATTRIBUTES)}
     pipe = HummingbirdPipeline.from_pretrained(parts / "teacher/model")

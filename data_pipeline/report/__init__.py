@@ -1,0 +1,1 @@
+"""``python -m data_pipeline report``: what a run did to its data, on one page for people to look at."""

@@ -1,0 +1,218 @@
+"""Consistency distillation of a guided teacher into few steps: one step's arithmetic, without a loop.
+
+References:
+    Luo et al., Latent Consistency Models, arXiv 2310.04378; Li et al., T2V-Turbo, arXiv 2405.18750.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hummingbird.config import config_dataclass
+from hummingbird.schedulers import (
+    boundary_scalings,
+    ddim_solver_step,
+    guidance_scale_embedding,
+    predict_original_and_noise,
+    pseudo_huber,
+)
+from train.loop import Count, Positive
+from train.losses import alpha_sigma
+
+
+@config_dataclass
+class ConsistencyConfig:
+    """How a few-step student is taught; the defaults are T2V-Turbo's."""
+
+    original_steps: Count = 50
+    """Points of the DDIM grid that the teacher steps on; one step skips 1000 / 50 = 20 timesteps."""
+    guidance_min: Annotated[float, Field(ge=0)] = 5.0
+    guidance_max: Annotated[float, Field(ge=0)] = 15.0
+    """Guidance scales are uniform in between, in the convention cond + w * (cond - uncond)."""
+    loss: Literal["huber", "l2"] = "huber"
+    huber_c: Positive = 1e-3
+    timestep_scaling: Positive = 10.0
+    target: Literal["student", "ema"] = "student"
+    """Whose answer one step further is the target: the student's own, or that of its averaged weights."""
+    drop_unconditional_fps: bool = False
+    """Reproduces the published code, whose unconditional teacher call has no fps and falls back to 16."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> ConsistencyConfig:
+        if self.guidance_min > self.guidance_max:
+            raise ValueError(
+                f"guidance_min: got {self.guidance_min}, expected at most guidance_max={self.guidance_max}"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyDraw:
+    """What is random in one step.
+
+    Args:
+        index: (B,) integers, places on the grid, 0 to ``original_steps - 1``.
+        guidance_scale: (B,) float32.
+        noise: Standard normal, shaped like the latents.
+    """
+
+    index: Tensor
+    guidance_scale: Tensor
+    noise: Tensor
+
+
+def draw_consistency(
+    latents: Tensor, config: ConsistencyConfig, generator: torch.Generator
+) -> ConsistencyDraw:
+    """Draw places on the grid, guidance scales and noise for latents (B, C, F, h, w)."""
+    count, device = len(latents), latents.device
+    index = torch.randint(0, config.original_steps, (count,), generator=generator, device=device)
+    uniform = torch.rand(count, generator=generator, device=device)
+    return ConsistencyDraw(
+        index=index,
+        guidance_scale=config.guidance_min + (config.guidance_max - config.guidance_min) * uniform,
+        noise=torch.randn(latents.shape, generator=generator, device=device),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyStep:
+    """One step's tensors, for the loss and for whoever looks closer.
+
+    Args:
+        loss: Float32 scalar; its gradient reaches the student through ``prediction`` alone.
+        prediction: The student's clean latents at ``start_timesteps``: what rewards look at.
+        target: Clean latents one step further, without gradients.
+        noisy: The student's input.
+        previous: Where the guided teacher's DDIM step leads.
+        start_timesteps: (B,).
+        timesteps: (B,), one step further.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    target: Tensor
+    noisy: Tensor
+    previous: Tensor
+    start_timesteps: Tensor
+    timesteps: Tensor
+
+
+def consistency_step(
+    student: Any,
+    teacher: Any,
+    latents: Tensor,
+    draw: ConsistencyDraw,
+    prompt_embeds: Tensor,
+    uncond_prompt_embeds: Tensor,
+    *,
+    fps: Tensor | float,
+    alphas_cumprod: Tensor,
+    config: ConsistencyConfig,
+    prediction_type: str = "epsilon",
+    teacher_prediction_type: str = "epsilon",
+    time_cond_proj_dim: int = 256,
+    target_network: Any | None = None,
+) -> ConsistencyStep:
+    """Teach the student that a noisy latent and the one a guided teacher step further have one clean latent.
+
+    Args:
+        student: U-Net with a guidance embedding; the only one that receives gradients.
+        teacher: Frozen U-Net without one.
+        latents: Clean, (B, C, F, h, w), scaled as the U-Nets see them.
+        draw: What is random.
+        prompt_embeds: (B, L, C).
+        uncond_prompt_embeds: Of the empty prompt, (B, L, C).
+        fps: Of the clips.
+        alphas_cumprod: The noise schedule of both, (num_train_timesteps,).
+        config: Settings.
+        prediction_type: Of the student.
+        teacher_prediction_type: Of the teacher.
+        time_cond_proj_dim: Width of the student's guidance embedding.
+        target_network: Averaged weights, where ``config.target`` is "ema".
+
+    Raises:
+        ValueError: "ema" without its network.
+
+    Reference:
+        Luo et al., arXiv 2310.04378, equation 9 (the consistency function) and algorithm 1 (one step);
+        pseudo-Huber: Song and Dhariwal, arXiv 2310.14189.
+    """
+    if config.target == "ema" and target_network is None:
+        raise ValueError('target: got "ema" without a network of averaged weights; expected one')
+    alphas_cumprod = alphas_cumprod.to(latents.device)
+    skip = len(alphas_cumprod) // config.original_steps
+    start_timesteps = (draw.index + 1) * skip - 1
+    timesteps = (start_timesteps - skip).clamp(min=0)
+    alpha, sigma = alpha_sigma(alphas_cumprod[start_timesteps], latents.ndim)
+    noisy = alpha * latents + sigma * draw.noise
+    embedding = guidance_scale_embedding(draw.guidance_scale, time_cond_proj_dim)
+
+    def clean(network: Any, sample: Tensor, at: Tensor) -> Tensor:
+        """The consistency function: clean latents, and the sample itself at timestep 0."""
+        output = network(
+            sample, at, prompt_embeds, fps=fps, timestep_cond=embedding.to(sample.dtype), return_dict=False
+        )[0].float()
+        original, _ = predict_original_and_noise(output, at, sample, alphas_cumprod, prediction_type)
+        c_skip, c_out = (
+            factor.view(-1, *[1] * (sample.ndim - 1))
+            for factor in boundary_scalings(at, timestep_scaling=config.timestep_scaling)
+        )
+        return c_skip * sample + c_out * original
+
+    prediction = clean(student, noisy, start_timesteps)
+    with torch.no_grad():
+        original, noise = _guided_teacher(
+            teacher, noisy, start_timesteps, prompt_embeds, uncond_prompt_embeds, fps, draw.guidance_scale,
+            alphas_cumprod, teacher_prediction_type, drop_unconditional_fps=config.drop_unconditional_fps,
+        )  # fmt: skip
+        previous = ddim_solver_step(original, noise, draw.index, alphas_cumprod, config.original_steps)
+        target = clean(target_network if config.target == "ema" else student, previous, timesteps)
+    if config.loss == "huber":
+        loss = pseudo_huber(prediction, target, config.huber_c)
+    else:
+        loss = (prediction.float() - target.float()).square().mean()
+    return ConsistencyStep(
+        loss=loss,
+        prediction=prediction,
+        target=target,
+        noisy=noisy,
+        previous=previous,
+        start_timesteps=start_timesteps,
+        timesteps=timesteps,
+    )
+
+
+def _guided_teacher(
+    teacher: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    prompt_embeds: Tensor,
+    uncond_prompt_embeds: Tensor,
+    fps: Tensor | float,
+    guidance_scale: Tensor,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+    *,
+    drop_unconditional_fps: bool,
+) -> tuple[Tensor, Tensor]:
+    """Clean latents and noise of the teacher, both guided: cond + w * (cond - uncond)."""
+    sample = noisy.to(teacher.dtype)
+    unconditional = {} if drop_unconditional_fps else {"fps": fps}
+
+    def ask(embeds: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        output = teacher(sample, timesteps, embeds.to(teacher.dtype), return_dict=False, **options)[0].float()
+        return predict_original_and_noise(output, timesteps, noisy, alphas_cumprod, prediction_type)
+
+    weight = guidance_scale.view(-1, *[1] * (noisy.ndim - 1))
+    with_prompt, without = ask(prompt_embeds, fps=fps), ask(uncond_prompt_embeds, **unconditional)
+    original, noise = (
+        cond + weight * (cond - uncond) for cond, uncond in zip(with_prompt, without, strict=True)
+    )
+    return original, noise
