@@ -185,7 +185,7 @@ def test_a_run_that_is_killed_after_going_back_ends_the_same(tmp_path: Path) -> 
 
 
 def test_an_absurd_learning_rate_is_caught_on_the_debug_recipe(parts: Path, tmp_path: Path) -> None:
-    """The real task: warned, taken back once, and stopped, with nothing bad left to go on from."""
+    """The real task: taken back once, then stopped, and no model is left behind."""
     flags = ["--loop.learning-rate", "1.0", "--loop.max-steps", "8", "--loop.warmup-steps", "0"]
     flags += ["--loop.guard.action", "rollback", "--loop.guard.patience", "1", "--loop.ema-decay", "0.0"]
     flags += ["--loop.guard.max-rollbacks", "1", "--loop.decay-steps", "0"]
