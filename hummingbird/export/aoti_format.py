@@ -53,8 +53,10 @@ def _require_backend(target: str) -> None:
 
 def compile_package(program: Any, path: Path) -> None:
     """Compile a trace, weights included, to ``path``."""
+    # the wrapper only calls kernels, which are optimised as ever; g++ takes minutes over it otherwise
+    options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
     with torch.no_grad():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
 def check_machine(manifest: ExportManifest, folder: Path) -> None:
