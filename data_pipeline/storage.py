@@ -103,7 +103,7 @@ class StorageConfig:
 
 def is_url(place: str | Path) -> bool:
     """Whether a place is meant as a URL and not as a path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(place)) is not None
+    return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", str(place)) is not None
 
 
 def check_url(name: str, url: str, settings: StorageConfig) -> str:
@@ -278,7 +278,8 @@ def _looked(item: _Item, fs: Any, ingest: IngestConfig, settings: StorageConfig)
             raise RowError("is not an object of known size")
         if size > largest_gib * 2**30:
             raise RowError(
-                f"has {size} bytes, expected at most {largest_gib:g} GiB (storage.max_file_gib, cache_max_gib)"
+                f"has {size} bytes, expected at most {largest_gib:g} GiB; storage.max_file_gib and "
+                "cache_max_gib set it"
             )
         caption = item.caption
         if caption is None and ingest.sidecar_captions:
@@ -474,7 +475,9 @@ def _fetch(remote: Remote, file: BinaryIO) -> None:
     fs, name = _filesystem(remote.url)
     file.seek(0)
     left = remote.size_bytes
-    with fs.open(name, "rb", block_size=_CHUNK_BYTES) as reader:
+    # Web servers need not know ranges: 0 is one request, read as it comes.
+    block_size = 0 if remote.url.startswith("http") else _CHUNK_BYTES
+    with fs.open(name, "rb", block_size=block_size) as reader:
         while chunk := reader.read(min(_CHUNK_BYTES, left + 1)):
             left -= len(chunk)
             if left < 0:
@@ -576,7 +579,9 @@ def deliver(output: Path, names: Sequence[str], url: str, say: Callable[[str], N
     try:
         fs, base = _filesystem(url)
         plan = digest("names", url)
-        before = journal[plan] if plan in journal else []
+        before: list[str] = []
+        if plan in journal:
+            before = journal[plan]
         due = [name for name in names if not _is_there(fs, base, output, name, journal, url)]
         stale = [name for name in before if name not in names]
         if due or stale:
