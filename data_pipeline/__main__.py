@@ -1,7 +1,7 @@
 """Curates raw videos into training shards.
 
-python -m data_pipeline run CONFIG.yaml [--input FOLDER|FILE.csv] [--output FOLDER] [--workers N]
-       [--dry-run] [--json] [--debug] [--section.field VALUE ...]
+python -m data_pipeline run CONFIG.yaml [--input FOLDER|FILE.csv|URL] [--output FOLDER] [--upload URL]
+       [--workers N] [--dry-run] [--json] [--debug] [--section.field VALUE ...]
 python -m data_pipeline report OUTPUT [--input FOLDER|FILE.csv] [--json] [--debug]
 
 A run that was interrupted or killed goes on where it was when the same command is given again.
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 _USAGE = (
-    "python -m data_pipeline run CONFIG.yaml [--input FOLDER|FILE.csv] [--output FOLDER] "
+    "python -m data_pipeline run CONFIG.yaml [--input FOLDER|FILE.csv|URL] [--output FOLDER] [--upload URL] "
     "[--engine local|ray] [--workers N] [--dry-run] [--json] [--debug] [--section.field VALUE ...]"
 )
 

@@ -20,7 +20,9 @@ import numpy as np
 
 from hummingbird.video_io import VideoError, iter_frames
 
-__all__ = ["Clip", "ClipSpec", "Crop", "Drop", "Frames", "Keep", "Source", "Stage", "View", "clip_id"]
+__all__ = [
+    "Clip", "ClipSpec", "Crop", "Drop", "Frames", "Keep", "Remote", "Source", "Stage", "View", "clip_id",
+]  # fmt: skip
 
 
 def clip_id(source_id: str, index: int | None) -> str:
@@ -38,6 +40,21 @@ def clip_id(source_id: str, index: int | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remote:
+    """An object in a storage, of which a source's ``path`` is the copy that tasks work on (see ``storage``).
+
+    Attributes:
+        version: its checksum, or its date; with the size it tells one content from the next.
+        cache_max_bytes: size of the folder of copies.
+    """
+
+    url: str
+    size_bytes: int
+    version: str
+    cache_max_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """One input file, as the ingest stage found it.
 
@@ -46,12 +63,14 @@ class Source:
         path: the file; None where the row points to none.
         caption: the text that came with it; None where there is none.
         error: why the row has no usable file; None where it has.
+        remote: the object that has to be copied to ``path`` first; None for a file.
     """
 
     source_id: str
     path: Path | None
     caption: str | None = None
     error: str | None = None
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +96,7 @@ class ClipSpec:
         width, height: displayed size in pixels, after rotation.
         caption: the source's.
         damage: what kept some of the source from being decoded; None where nothing did.
+        remote: the source's.
     """
 
     clip_id: str
@@ -90,6 +110,7 @@ class ClipSpec:
     height: int
     caption: str | None = None
     damage: str | None = None
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,16 @@ from data_pipeline.stages.recaption import RecaptionConfig, Recaptioner, frame_p
 from data_pipeline.stages.shots import ShotsConfig
 from data_pipeline.stages.text import TextConfig
 from data_pipeline.stages.write import Sample, WriteConfig, encode_clip, write_shard
+from data_pipeline.storage import (
+    StorageConfig,
+    StorageError,
+    check_url,
+    deliver,
+    finished_files,
+    is_url,
+    remote_sources,
+    staged,
+)
 from hummingbird.config import config_dataclass, save_config
 from hummingbird.manifest import ClipRecord, write_manifest
 from hummingbird.video_io import VideoError, atomic_path
@@ -65,8 +75,9 @@ class PipelineConfig:
     """A curation run.
 
     Attributes:
-        input: folder of videos, or a list of them (see ``ingest``).
-        output: folder for shards, manifest and the run's state.
+        input: folder of videos, or a list of them (see ``ingest``); a path, or a URL (see ``storage``).
+        output: folder for shards, manifest and the run's state; never a URL.
+        upload: URL to which shards, thresholds and manifest are copied when they are finished.
         engine: ``local`` uses processes of this machine, ``ray`` those of a cluster.
         workers: processes; 0 is one for each processor that this process may use, or that the cluster has.
         clip_timeout_s: one try of scoring or writing one clip.
@@ -75,8 +86,9 @@ class PipelineConfig:
         keep_clips: leave the encoded clips in ``OUTPUT/work`` beside the shards.
     """
 
-    input: Path | None = None
+    input: str | Path | None = None
     output: Path | None = None
+    upload: str | None = None
     engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     clip_timeout_s: Annotated[float, Field(gt=0)] = 300.0
@@ -93,6 +105,7 @@ class PipelineConfig:
     recaption: RecaptionConfig = RecaptionConfig()
     write: WriteConfig = WriteConfig()
     ray: RayConfig = RayConfig()
+    storage: StorageConfig = StorageConfig()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -137,12 +150,24 @@ class Summary:
 def split_source(shots: ShotsConfig, source: Source) -> dict[str, Any]:
     """The clips of a source, without what is known from the source itself."""
     started = time.perf_counter()
-    specs = shots.split(source)
+    with _staged(source):
+        specs = shots.split(source)
     return {
-        "clips": [_without(asdict(spec), "source_id", "path", "caption", "damage") for spec in specs],
+        "clips": [
+            _without(asdict(spec), "source_id", "path", "caption", "damage", "remote") for spec in specs
+        ],
         "damage": specs[0].damage if specs else None,
         "seconds": {"shots": time.perf_counter() - started},
     }
+
+
+@contextmanager
+def _staged(source: Source | ClipSpec) -> Iterator[None]:
+    """A source's file is there, also where it has to be copied from a storage first."""
+    with ExitStack() as stack:
+        if source.path is not None:
+            stack.enter_context(staged(source.path, source.remote))
+        yield
 
 
 @functools.cache
@@ -158,7 +183,13 @@ def _ready(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
 
 def score_clip(stages: tuple[Stage, ...], spec: ClipSpec) -> dict[str, Any]:
     """What the stages say of a clip; the first that drops it, or fails on it, is the last that is asked."""
-    clip = Clip(spec, [view for stage in _ready(stages) for view in stage.views])
+    stages = _ready(stages)
+    with _staged(spec):
+        return _score(stages, spec)
+
+
+def _score(stages: tuple[Stage, ...], spec: ClipSpec) -> dict[str, Any]:
+    clip = Clip(spec, [view for stage in stages for view in stage.views])
     found: dict[str, Any] = {"status": "kept", "reason": "", "detail": "", "crop": None, "fingerprint": ()}
     seconds: dict[str, float] = {}
     for stage in stages:
@@ -190,15 +221,22 @@ def _finite(scores: Mapping[str, float]) -> dict[str, float]:
 
 def _error(where: str, name: str, message: str) -> dict[str, str]:
     """Contents of an ``error`` row."""
-    name = "unreadable" if name == VideoError.__name__ else name
+    name = {VideoError.__name__: "unreadable", StorageError.__name__: "unavailable"}.get(name, name)
     return {"status": "error", "reason": f"{where}: {name}", "detail": " ".join(message.split())}
 
 
 def write_one(settings: WriteConfig, spec: ClipSpec, crop: Crop | None, to: Path) -> dict[str, Any]:
     """Encode a clip."""
     started = time.perf_counter()
-    encoded = encode_clip(spec, crop, settings, to)
+    with _staged(spec):
+        encoded = encode_clip(spec, crop, settings, to)
     return {**_without(asdict(encoded), "path"), "seconds": {"encode": time.perf_counter() - started}}
+
+
+def write_frames(settings: RecaptionConfig, spec: ClipSpec, crop: Crop | None, to: Path) -> dict[str, Any]:
+    """Write the pictures of a clip that a captioning model is shown."""
+    with _staged(spec):
+        return sample_frames(settings, spec, crop, to)
 
 
 def _values(settings: Any) -> dict[str, Any]:
@@ -226,13 +264,12 @@ def describe(config: PipelineConfig) -> dict[str, Any]:
         OSError, ValueError: the input cannot be used.
     """
     input_path, output = _places(config)
-    counts = Counter(
-        "usable" if source.error is None else "dead" for source in config.ingest.sources(input_path)
-    )
+    counts = Counter("usable" if source.error is None else "dead" for source in _sources(config, input_path))
     values = _values(config)
     return {
         "input": str(input_path),
         "output": str(output),
+        **({"upload": config.upload} if config.upload is not None else {}),
         "sources": counts.total(),
         "dead_sources": counts["dead"],
         "workers": config.num_workers,
@@ -263,7 +300,7 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
     input_path, output = _places(config)
     config.recaption.check()
     # Read before anything is written: a wrong input leaves no output behind.
-    sources = [_decodable(source) for source in config.ingest.sources(input_path)]
+    sources = [_decodable(source) for source in _sources(config, input_path)]
     with ExitStack() as stack:
         stack.enter_context(_disk_errors(output))
         stack.enter_context(_locked(output))
@@ -272,7 +309,10 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
         pool = _pool(config, say)
         stack.enter_context(pool)
         curation = _Curation(config, output, sources, pool, stack, say)
-        reasons, alarms, num_shards = curation.run()
+        reasons, alarms, shards = curation.run()
+        if config.upload is not None:
+            url = check_url("upload", config.upload, config.storage)
+            deliver(output, finished_files(output, shards), url, say)
     return Summary(
         output=output,
         num_sources=len(sources),
@@ -280,7 +320,7 @@ def run(config: PipelineConfig, say: Callable[[str], None] = lambda line: None) 
         reasons=reasons,
         alarms=alarms,
         captions=curation.captions,
-        num_shards=num_shards,
+        num_shards=len(shards),
         seconds=time.monotonic() - started,
         worker_peak_mib=pool.worker_peak_mib,
     )
@@ -292,26 +332,39 @@ def _pool(config: PipelineConfig, say: Callable[[str], None]) -> Pool | RayPool:
     return Pool(config.num_workers)
 
 
-def _places(config: PipelineConfig) -> tuple[Path, Path]:
+def _places(config: PipelineConfig) -> tuple[str | Path, Path]:
     for name in ("input", "output"):
         if getattr(config, name) is None:
             raise ValueError(f"{name} is not set; give --{name}, or {name}: in the settings file")
-        if re.match(r"[a-z][a-z0-9+.-]+:/", str(getattr(config, name))):
-            raise ValueError(
-                f"{name}: got {getattr(config, name)}, expected a path of the file system; mount the bucket, "
-                "see docs/data_at_scale.md"
-            )
     assert config.input is not None
     assert config.output is not None
-    if config.output.resolve().is_relative_to(config.input.resolve()):
+    if is_url(config.output):
         raise ValueError(
-            f"output: {config.output} lies in the input, and its videos would be taken for sources; "
+            f"output: got {config.output}, expected a path of the file system: the run appends, locks and "
+            "renames there; --upload URL copies what is finished, see docs/data_at_scale.md"
+        )
+    if config.upload is not None:
+        if config.upload.startswith("http"):
+            raise ValueError("upload: got a URL of the web, expected one of a storage that can be written")
+        check_url("upload", config.upload, config.storage)
+    if is_url(config.input):
+        return check_url("input", str(config.input), config.storage), config.output.absolute()
+    source, output = Path(config.input), config.output
+    if output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            f"output: {output} lies in the input, and its videos would be taken for sources; "
             "choose another folder"
         )
     if config.engine == "ray":
         # Actors need not start in the folder in which the command was given.
-        return config.input.absolute(), config.output.absolute()
-    return config.input, config.output
+        return source.absolute(), output.absolute()
+    return source, output
+
+
+def _sources(config: PipelineConfig, place: str | Path) -> Iterator[Source]:
+    if is_url(place) or (config.ingest.root is not None and is_url(config.ingest.root)):
+        return remote_sources(place, config.ingest, config.storage)
+    return config.ingest.sources(Path(place))
 
 
 @contextmanager
@@ -462,7 +515,7 @@ class _Curation:
             self._say(f"{path}: the last {journal.cut_bytes} bytes were damaged; their tasks are done again")
         return journal
 
-    def run(self) -> tuple[Counter[tuple[str, str]], tuple[str, ...], int]:
+    def run(self) -> tuple[Counter[tuple[str, str]], tuple[str, ...], list[str]]:
         self._split_sources()
         self._score_clips()
         drops, alarms = self._resolve()
@@ -474,7 +527,7 @@ class _Curation:
         if not self._config.keep_clips:
             for name in ("clips", "frames"):
                 shutil.rmtree(self._output / "work" / name, ignore_errors=True)
-        return reasons, alarms, len(shards)
+        return reasons, alarms, [shard.name for shard in shards]
 
     # Keys: everything that a result depends on.
 
@@ -482,6 +535,9 @@ class _Curation:
         """None for a file that cannot be opened now; nothing is noted of it, so the next run looks again."""
         if source.error is not None or source.path is None:
             return None
+        if source.remote is not None:
+            state_there = (source.remote.size_bytes, source.remote.version)
+            return digest(source.source_id, *state_there, self._shots_digest)
         try:
             state = source.path.stat()
         except OSError:
@@ -568,7 +624,9 @@ class _Curation:
 
     def _found(self, number: int, index: int, source: Source, key: str, clip: dict[str, Any]) -> _Found:
         assert source.path is not None  # it has been read
-        spec = ClipSpec(**clip, source_id=source.source_id, path=source.path, caption=source.caption)
+        spec = ClipSpec(
+            **clip, source_id=source.source_id, path=source.path, caption=source.caption, remote=source.remote
+        )
         return _Found(number=number, index=index, spec=spec, identity=digest(key, clip))
 
     def _score_clips(self) -> None:
@@ -670,7 +728,7 @@ class _Curation:
                 arguments = (self._config.recaption, clip.spec, clip.crop, self._frames_path(clip.frames_key))
                 yield Task(key=clip.frames_key, arguments=arguments)
 
-        self._run_tasks("frames", "clips", frames, sample_frames, tasks, self._config.clip_timeout_s, is_lost)
+        self._run_tasks("frames", "clips", frames, write_frames, tasks, self._config.clip_timeout_s, is_lost)
 
     def _frames_path(self, key: str) -> Path:
         return self._output / "work" / "frames" / key[:2] / key
@@ -859,6 +917,8 @@ class _Curation:
 
 
 def _size_bytes(source: Source) -> int:
+    if source.remote is not None:
+        return source.remote.size_bytes
     try:
         return source.path.stat().st_size if source.path is not None else 0
     except OSError:  # gone by now: its task says so

@@ -21,6 +21,7 @@ from data_pipeline.report.pictures import Look, draw_all
 from data_pipeline.report.sections import SPANS, Run, Sheet, whole_page
 from data_pipeline.report.survey import Survey, survey
 from data_pipeline.stages.ingest import IngestError
+from data_pipeline.storage import is_url
 from hummingbird.config import ConfigError, load_config
 from hummingbird.manifest import STATUSES
 from hummingbird.video_io import atomic_path
@@ -183,7 +184,7 @@ def _error_examples(found: Survey) -> dict[int, list[int]]:
     return {code: found.sample(found.cause == code, _EXAMPLES) for code in codes[:_MAX_CAUSES]}
 
 
-def _pictures(run: Run, shown: Sequence[int], input_path: Path | None) -> dict[int, bytes | str]:
+def _pictures(run: Run, shown: Sequence[int], input_path: str | Path | None) -> dict[int, bytes | str]:
     """Pictures of rows: of kept clips from their shard, of others from their source."""
     looks: dict[int, Look] = {}
     missing: dict[int, bytes | str] = {}
@@ -225,16 +226,18 @@ def _inside(output: Path, name: str) -> Path | None:
         return None
 
 
-def _source_files(run: Run, wanted: set[str], input_path: Path | None) -> dict[str, Path | str]:
+def _source_files(run: Run, wanted: set[str], input_path: str | Path | None) -> dict[str, Path | str]:
     """Files of sources, found by the same rules as by the run; or why there is none."""
     places: dict[str, Path | str] = {}
     if not wanted:
         return places
     if input_path is None:
         return dict.fromkeys(wanted, "it is not known where the run read its input; give --input")
+    if is_url(input_path):
+        return dict.fromkeys(wanted, "its source lies in a storage; give --input with a folder that has it")
     ingest = replace(run.config.ingest, sidecar_captions=False)
     try:
-        for source in ingest.sources(input_path):
+        for source in ingest.sources(Path(input_path)):
             if source.source_id in wanted:
                 places[source.source_id] = source.path or source.error or "no file"
                 if len(places) == len(wanted):

@@ -20,7 +20,10 @@ from typing import Any
 from data_pipeline.clip import Source
 from hummingbird.config import config_dataclass
 
-__all__ = ["LIST_SUFFIXES", "VIDEO_SUFFIXES", "IngestConfig", "IngestError"]
+__all__ = [
+    "LIST_SUFFIXES", "MAX_SIDECAR_BYTES", "SIDECAR_SUFFIXES", "VIDEO_SUFFIXES", "IngestConfig", "IngestError",
+    "Listed", "RowError", "printable", "read_list", "sidecar_text", "without_repeats",
+]  # fmt: skip
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 VIDEO_SUFFIXES = (
@@ -31,10 +34,10 @@ VIDEO_SUFFIXES = (
 _PATH_COLUMNS = ("path", "file", "video", "filename", "file_name")
 _CAPTION_COLUMNS = ("caption", "text", "name")
 _ID_COLUMNS = ("id", "videoid", "video_id", "clip_id")
-_SIDECAR_SUFFIXES = (".txt", ".json")
+SIDECAR_SUFFIXES = (".txt", ".json")
 
 _MAX_LINE_CHARS = 1_000_000
-_MAX_SIDECAR_BYTES = 1_000_000
+MAX_SIDECAR_BYTES = 1_000_000
 _MAX_ID_CHARS = 500
 
 
@@ -42,7 +45,7 @@ class IngestError(ValueError):
     """An input that cannot be used at all; the message is one line that says why."""
 
 
-class _RowError(Exception):
+class RowError(Exception):
     """One row that cannot be used; the message becomes the source's ``error``."""
 
 
@@ -65,14 +68,15 @@ class IngestConfig:
     files lie at ``ROOT/page_dir/videoid.mp4`` or ``ROOT/videoid.mp4``; ``contentUrl`` is never fetched.
 
     Attributes:
-        root: folder that the paths of a list start from and may not leave; None is the list's own folder.
+        root: folder, or URL (see ``storage``), that the paths of a list start from and may not leave; None is
+            the list's own folder.
         suffixes: names that count as videos in a folder.
         any_suffix: take every file of a folder for a video, except captions (``.txt``, ``.json``).
         sidecar_captions: where there is no other caption take it from ``NAME.txt``, or from ``caption`` or
             ``text`` in ``NAME.json``, beside the video.
     """
 
-    root: Path | None = None
+    root: str | Path | None = None
     suffixes: tuple[str, ...] = VIDEO_SUFFIXES
     any_suffix: bool = False
     sidecar_captions: bool = True
@@ -89,18 +93,18 @@ class IngestConfig:
         if path.is_dir():
             root, found = path, _from_folder(path, self)
         elif path.is_file():
-            root = self.root or path.parent
+            root = Path(self.root or path.parent)
             if not root.is_dir():
                 raise IngestError(f"{root}: no such folder; set ingest.root to where the files of {path} lie")
             found = _from_list(path, root)
         else:
             raise IngestError(f"{path}: no such file or folder; give a folder of videos or a list of them")
         root = root.resolve()
-        for source in _without_repeats(found):
+        for source in without_repeats(found):
             yield _with_caption(source, root) if self.sidecar_captions else source
 
 
-def _without_repeats(sources: Iterable[Source]) -> Iterator[Source]:
+def without_repeats(sources: Iterable[Source]) -> Iterator[Source]:
     """Make identifiers unique: a later source with the same one gets a new one and an error."""
     seen: set[int] = set()
     for number, source in enumerate(sources, start=1):
@@ -121,7 +125,7 @@ def _note(source_id: str, seen: set[int]) -> bool:
     return not known
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text that UTF-8 can hold: file names need not be UTF-8, and JSON can escape half a character."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -140,19 +144,19 @@ def _from_folder(root: Path, settings: IngestConfig) -> Iterator[Source]:
             folders.pop()
             continue
         path = folders[-1] / name
-        source_id = _printable(path.relative_to(root).as_posix())
+        source_id = printable(path.relative_to(root).as_posix())
         try:
             mode = path.lstat().st_mode
             if stat.S_ISDIR(mode):
                 levels.append(_names(path))
                 folders.append(path)
             elif path.suffix.lower() in settings.suffixes or (
-                settings.any_suffix and path.suffix.lower() not in _SIDECAR_SUFFIXES
+                settings.any_suffix and path.suffix.lower() not in SIDECAR_SUFFIXES
             ):
                 yield Source(source_id=source_id, path=_checked(path, resolved))
         except OSError as error:
             yield Source(source_id=source_id, path=None, error=f"cannot be read ({error.strerror})")
-        except _RowError as error:
+        except RowError as error:
             yield Source(source_id=source_id, path=None, error=str(error))
 
 
@@ -164,18 +168,18 @@ def _checked(path: Path, root: Path) -> Path:
     """``path`` without links.
 
     Raises:
-        _RowError: it is no file, or lies outside of ``root`` once links and ``..`` are followed.
+        RowError: it is no file, or lies outside of ``root`` once links and ``..`` are followed.
     """
     try:
         resolved = path.resolve()
         is_file, exists = resolved.is_file(), resolved.exists()
     # What no file can be called: a NUL in it, too long, links that go in circles.
     except (OSError, RuntimeError, ValueError) as error:
-        raise _RowError(f"is not a usable path ({_printable(' '.join(str(error).split()))[:200]})") from error
+        raise RowError(f"is not a usable path ({printable(' '.join(str(error).split()))[:200]})") from error
     if not resolved.is_relative_to(root):
-        raise _RowError(f"lies outside of {root}; move it inside, or set ingest.root")
+        raise RowError(f"lies outside of {root}; move it inside, or set ingest.root")
     if not is_file:
-        raise _RowError("is not a regular file" if exists else "no such file")
+        raise RowError("is not a regular file" if exists else "no such file")
     return resolved
 
 
@@ -183,35 +187,35 @@ def _with_caption(source: Source, root: Path) -> Source:
     """Add the caption that lies beside the video, where the source has none."""
     if source.path is None or source.caption is not None:
         return source
-    for suffix in _SIDECAR_SUFFIXES:
+    for suffix in SIDECAR_SUFFIXES:
         sidecar = source.path.with_suffix(suffix)
         try:
             if not sidecar.exists():
                 continue
-            data = _checked(sidecar, root).read_bytes()[: _MAX_SIDECAR_BYTES + 1]
-            if len(data) > _MAX_SIDECAR_BYTES:
-                raise _RowError(f"larger than {_MAX_SIDECAR_BYTES} bytes")
-            caption = _sidecar_text(data, suffix)
-        except (OSError, _RowError) as error:
+            data = _checked(sidecar, root).read_bytes()[: MAX_SIDECAR_BYTES + 1]
+            if len(data) > MAX_SIDECAR_BYTES:
+                raise RowError(f"larger than {MAX_SIDECAR_BYTES} bytes")
+            caption = sidecar_text(data, suffix)
+        except (OSError, RowError) as error:
             return replace(source, path=None, error=f"caption {sidecar.name}: {error}; mend or remove it")
         if caption is not None:
             return replace(source, caption=caption)
     return source
 
 
-def _sidecar_text(data: bytes, suffix: str) -> str | None:
+def sidecar_text(data: bytes, suffix: str) -> str | None:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _RowError(f"not UTF-8 (byte {error.start})") from error
+        raise RowError(f"not UTF-8 (byte {error.start})") from error
     if suffix == ".txt":
         return _text(text)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _RowError(f"not JSON ({error})") from error
+        raise RowError(f"not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise _RowError(f"holds {type(values).__name__}, expected an object with 'caption' or 'text'")
+        raise RowError(f"holds {type(values).__name__}, expected an object with 'caption' or 'text'")
     return _first(values, _CAPTION_COLUMNS[:2])
 
 
@@ -219,15 +223,15 @@ def _text(value: object) -> str | None:
     """A value of a list as text; None where there is nothing.
 
     Raises:
-        _RowError: it is neither text nor a whole number, or not UTF-8.
+        RowError: it is neither text nor a whole number, or not UTF-8.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _RowError(f"got {type(value).__name__} where text is expected")
+        raise RowError(f"got {type(value).__name__} where text is expected")
     text = str(value).strip()
-    if text != _printable(text):
-        raise _RowError(f"not UTF-8: {_printable(text)[:80]!r}")
+    if text != printable(text):
+        raise RowError(f"not UTF-8: {printable(text)[:80]!r}")
     return text or None
 
 
@@ -240,35 +244,77 @@ def _first(values: Mapping[str, Any], columns: Iterable[str]) -> str | None:
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A row of a list, whose file nobody looked for yet; ``path`` is below the list's root, or a URL."""
+
+    number: int
+    source_id: str
+    path: str | None = None
+    caption: str | None = None
+    error: str | None = None
+
+
+def read_list(path: Path) -> Iterator[Listed]:
+    """The rows of a list.
+
+    Raises:
+        IngestError: it cannot be read, or has no column of paths.
+    """
+    for row in _rows(path):
+        named = f"row-{row.number:08d}"
+        try:
+            named = _name(row)
+            where = _first(row.values, _PATH_COLUMNS) or _webvid_name(row.values)
+            caption = _first(row.values, _CAPTION_COLUMNS)
+            yield Listed(number=row.number, source_id=named, path=where, caption=caption)
+        except RowError as error:
+            yield Listed(number=row.number, source_id=named, error=str(error))
+
+
 def _from_list(path: Path, root: Path) -> Iterator[Source]:
+    root = root.resolve()
+    for row in _rows(path):
+        yield _source(row, root)
+
+
+def _rows(path: Path) -> Iterator[_Row]:
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise IngestError(f"{path}: got suffix {suffix!r}, expected a folder or {', '.join(LIST_SUFFIXES)}")
-    root = root.resolve()
     try:
-        for row in readers[suffix](path):
-            yield _source(row, root)
+        yield from readers[suffix](path)
     except OSError as error:
         raise IngestError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _name(row: _Row) -> str:
+    """The identifier of a row's source."""
+    if row.error is not None:
+        raise RowError(row.error)
+    named = _first(row.values, _ID_COLUMNS) or _first(row.values, _PATH_COLUMNS)
+    if named is None:
+        raise RowError("names no file: no path and no id")
+    if len(named) > _MAX_ID_CHARS:
+        raise RowError(f"got an identifier of {len(named)} characters, expected at most {_MAX_ID_CHARS}")
+    return named
 
 
 def _source(row: _Row, root: Path) -> Source:
     source_id = f"row-{row.number:08d}"
     try:
-        if row.error is not None:
-            raise _RowError(row.error)
-        where, identifier = _first(row.values, _PATH_COLUMNS), _first(row.values, _ID_COLUMNS)
-        named = identifier or where
-        if named is None:
-            raise _RowError("names no file: no path and no id")
-        if len(named) > _MAX_ID_CHARS:
-            raise _RowError(f"got an identifier of {len(named)} characters, expected at most {_MAX_ID_CHARS}")
-        source_id = named
+        source_id = _name(row)
+        where = _first(row.values, _PATH_COLUMNS)
         path = _checked(root / where, root) if where is not None else _webvid_file(row.values, root)
         return Source(source_id=source_id, path=path, caption=_first(row.values, _CAPTION_COLUMNS))
-    except _RowError as error:
+    except RowError as error:
         return Source(source_id=source_id, path=None, error=f"row {row.number}: {error}")
+
+
+def _webvid_name(values: Mapping[str, Any]) -> str:
+    page, name = _text(values.get("page_dir")), f"{_first(values, _ID_COLUMNS)}.mp4"
+    return f"{page}/{name}" if page else name
 
 
 def _webvid_file(values: Mapping[str, Any], root: Path) -> Path:
@@ -285,7 +331,7 @@ def _webvid_file(values: Mapping[str, Any], root: Path) -> Path:
 def _check_columns(names: Iterable[str], path: Path) -> None:
     if not {*_PATH_COLUMNS, "videoid"} & set(names):
         raise IngestError(
-            f"{path}: got columns {_printable(', '.join(names))[:200] or '(none)'}, expected one of "
+            f"{path}: got columns {printable(', '.join(names))[:200] or '(none)'}, expected one of "
             f"{', '.join(_PATH_COLUMNS)} (or WebVid's videoid) in a UTF-8 header"
         )
 

@@ -52,7 +52,12 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(
 @pytest.mark.parametrize(
     ("more", "status", "message"),
     [
-        (["--input", "s3://bucket/videos"], 1, "input: got s3:/bucket/videos, expected a path of the file"),
+        (["--input", "ftp://host/videos"], 1, "input: got protocol 'ftp', expected one of s3, gs"),
+        (
+            ["--output", "s3://bucket/out"],
+            1,
+            "output: got s3:/bucket/out, expected a path of the file system",
+        ),
         (["--input", "/nonexistent"], 1, "/nonexistent: no such file or folder"),
         (["--output", "/proc/nowhere"], 1, "/proc/nowhere"),
     ],
