@@ -197,7 +197,7 @@ def test_requirements_are_ranges_and_pyproject_reads_them() -> None:
     for line in lines:
         assert re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?", line), f"requirements.txt: {line!r} is not a range"
     extras = project["project"]["optional-dependencies"]
-    assert set(extras) == {"ray", "onnx", "ocr", "train", "dev"}
+    assert set(extras) == {"ray", "onnx", "ocr", "storage", "train", "dev"}
 
 
 @pytest.mark.logs_error("^diffusers.anything: boom$")
