@@ -174,9 +174,8 @@ def test_aoti_frames_are_those_of_pytorch(tmp_path: Path) -> None:
 # --- the embedded model and the published size --------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("format", ["onnx", "aoti"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("aoti", marks=pytest.mark.slow)])
 def test_nano_is_exported_and_makes_its_frames(format: str, tmp_path: Path) -> None:
     folder = tmp_path / "nano"
     assert main(["export", "--format", format, "--target", "cpu", "--to", str(folder)]) == 0
