@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,4 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # All is written: Ctrl-C while Python puts itself away would turn the status into death by a signal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(status)

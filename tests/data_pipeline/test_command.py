@@ -136,8 +136,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(moment_s: float, tiny_input: Pat
     time.sleep(moment_s)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    done = (output / "manifest.parquet").exists()
-    if process.returncode not in (0, -signal.SIGINT if done else 0):  # it may have been quicker
+    if process.returncode != 0:  # it may have been quicker
         assert process.returncode == 130, error
         assert error.splitlines()[-1].startswith("interrupted: everything that was finished is kept")
         assert "Traceback" not in error
