@@ -19,9 +19,10 @@ demo: install
 	@mkdir -p outputs
 	$(VENV)/bin/hummingbird generate "a red circle moving right on a black background" --seed 0 --out outputs/demo.mp4 --contact-sheet outputs/demo.png
 
-# Two processes of one thread each use two cores better than one process of two. A file's tests share its fixtures.
+# Two processes of one thread each use two cores better than one process of two. A file's tests share its fixtures;
+# files keep their order, or those of few long tests (the browser's) would come last, with one core idle.
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install-dev
 	$(RUN) -m ruff check .

@@ -33,7 +33,7 @@ def load(name: str) -> HummingbirdPipeline:
     """Load a model; the name of a preset gives nano's text encoder and decoder around its random U-Net."""
     if name != "hummingbird-0.7b":
         return HummingbirdPipeline.from_pretrained(name)
-    pipe = HummingbirdPipeline.from_pretrained("nano")
+    pipe = HummingbirdPipeline.from_pretrained("nano-teacher")
     torch.manual_seed(0)
     width = pipe.unet.config.cross_attention_dim
     unet = UNetSpatioTemporalModel.from_config({**preset_config(name), "cross_attention_dim": width}).eval()
@@ -114,7 +114,9 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument(
-        "--model", default="nano", help="nano, a folder, or hummingbird-0.7b (random weights)"
+        "--model",
+        default="nano-teacher",
+        help="an embedded model, a folder, or hummingbird-0.7b (random weights)",
     )
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--dtypes", nargs="*", default=list(VARIANTS), choices=VARIANTS, help="of ONNX, too")

@@ -6,18 +6,19 @@ Exit status: 0 done, 1 failed (one line on stderr; ``--debug`` adds the tracebac
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Heavy libraries are imported by the verb that needs them, so that --help answers at once.
-from hummingbird import __version__, nano, runtime, video_io
+from hummingbird import backends, nano, runtime, usage, video_io
 
 if TYPE_CHECKING:
     from hummingbird.pipelines import HummingbirdPipeline
@@ -38,298 +39,20 @@ def _answer(text: str) -> None:
     sys.stdout.flush()
 
 
-# --- usage --------------------------------------------------------------------------------------------------
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
-    return value
-
-
-def _seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number")
-    return value
-
-
-def _rate(text: str) -> float:
-    value = _number(text)
-    if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected frames per second above 0, up to 1000")
-    return value
-
-
-def _prompt(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("got an empty prompt, expected a description of the video")
-    return text
-
-
-def _bucket(text: str) -> tuple[int, int, int]:
-    numbers = text.lower().split("x")
-    if len(numbers) != 3 or not all(
-        number.isascii() and number.isdigit() and int(number) for number in numbers
-    ):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected FRAMESxHEIGHTxWIDTH such as 16x320x512")
-    frames, height, width = map(int, numbers)
-    return frames, height, width
-
-
-def _video_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in video_io.SUFFIXES:
-        expected = ", ".join(video_io.SUFFIXES)
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a name that ends in one of {expected}")
-    return path
-
-
-def _png_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a name that ends in .png")
-    return path
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line of stdout"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="nano", help="nano (embedded), a diffusers folder or a hub id (default: nano)"
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda, cuda:N or mps (default: auto, a GPU where there is one)",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=runtime.DTYPES,
-        help="precision (default: auto, float16 on a GPU, else float32)",
-    )
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE_OR_FOLDER",
-        help="JSON file, or model folder, of options that the tensors' shapes do not tell",
-    )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; nothing heavy is imported."""
-    parser = argparse.ArgumentParser(
-        prog="hummingbird", description="Text to video in few steps.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"hummingbird {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-
-    make = verbs.add_parser("generate", help="make videos from prompts", allow_abbrev=False)
-    make.set_defaults(run=generate)
-    make.add_argument(
-        "prompts", nargs="+", type=_prompt, metavar="PROMPT", help="what to show; several make several"
-    )
-    _add_model(make)
-    own = "(default: the model's own)"
-    make.add_argument("--steps", type=_count, help=f"denoising steps {own}")
-    make.add_argument("--frames", type=_count, help=f"frames per video {own}")
-    make.add_argument("--height", type=_count, help=f"pixels {own}")
-    make.add_argument("--width", type=_count, help=f"pixels {own}")
-    make.add_argument("--guidance-scale", type=_number, help=f"how strictly the prompt is followed {own}")
-    make.add_argument("--fps", type=_rate, help=f"frames per second {own}")
-    make.add_argument(
-        "--negative-prompt", help="what to keep out (models with classifier-free guidance only)"
-    )
-    make.add_argument("--num-videos", type=_count, default=1, help="videos of each prompt (default: 1)")
-    make.add_argument(
-        "--seed", type=_seed, default=0, help="of the first video; each further one adds 1 (default: 0)"
-    )
-    make.add_argument(
-        "--out",
-        type=_video_path,
-        default=Path("outputs/video.mp4"),
-        help="FILE.mp4, .gif, .webm or .png (contact sheet); numbered where several are made "
-        "(default: outputs/video.mp4)",
-    )
-    make.add_argument(
-        "--contact-sheet", type=_png_path, help="FILE.png that shows frames of every video made"
-    )
-    _add_common(make)
-
-    judge = verbs.add_parser("evaluate", help="measure how well a model follows prompts", allow_abbrev=False)
-    judge.set_defaults(run=evaluate)
-    _add_model(judge)
-    judge.add_argument("--suite", required=True, choices=["moving-shapes"], help="what to measure on")
-    judge.add_argument("--num-prompts", type=_count, default=512, help="prompts, half unseen (default: 512)")
-    judge.add_argument("--steps", type=_count, help=f"denoising steps {own}")
-    judge.add_argument("--guidance-scale", type=_number, help=f"how strictly the prompt is followed {own}")
-    judge.add_argument("--seed", type=_seed, default=0, help="of prompts and noise (default: 0)")
-    judge.add_argument("--batch-size", type=_count, default=16, help="videos at once (default: 16)")
-    judge.add_argument(
-        "--to", type=Path, required=True, help="folder for report.json, report.html and videos"
-    )
-    _add_common(judge)
-
-    show = verbs.add_parser(
-        "inspect", help="say what a checkpoint file or model folder holds", allow_abbrev=False
-    )
-    show.set_defaults(run=inspect)
-    show.add_argument("path", type=Path, metavar="FILE_OR_FOLDER", help="nothing in it is run")
-    _add_config(show)
-    _add_common(show)
-
-    turn = verbs.add_parser(
-        "convert", help="turn a checkpoint file into a diffusers folder, or back", allow_abbrev=False
-    )
-    turn.set_defaults(run=convert)
-    turn.add_argument("path", type=Path, metavar="FILE_OR_FOLDER", help="what to read; nothing in it is run")
-    turn.add_argument(
-        "--to",
-        type=Path,
-        required=True,
-        help="new FILE.ckpt, .pt, .pth or .safetensors in the original's layout; any other name is a folder",
-    )
-    turn.add_argument(
-        "--base", type=Path, help="file or folder that has what the file lacks: needed under a LoRA"
-    )
-    turn.add_argument(
-        "--dtype",
-        default="keep",
-        choices=["keep", *runtime.DTYPES[1:]],
-        help="precision of the result (default: keep, that of the file)",
-    )
-    turn.add_argument(
-        "--time-cond-proj",
-        default="random",
-        choices=["random", "zeros"],
-        help="what stands in for the guidance projection under unet_lora.pt, which does not hold it "
-        "(default: random, as in the original's application)",
-    )
-    turn.add_argument("--seed", type=_seed, default=0, help="of that random draw (default: 0)")
-    _add_config(turn)
-    _add_common(turn)
-
-    cut = verbs.add_parser(
-        "prune", help="make a smaller model of a model, by a plan or a search", allow_abbrev=False
-    )
-    cut.set_defaults(run=prune, usage_error=cut.error)
-    _add_model(cut)
-    how = cut.add_mutually_exclusive_group(required=True)
-    how.add_argument("--plan", help="0.9b, 0.7b, or a YAML file that names the blocks that stay")
-    how.add_argument(
-        "--search", action="store_true", help="find the plan under a budget that raises the loss least"
-    )
-    budget = cut.add_mutually_exclusive_group()
-    budget.add_argument("--budget-parameters", help="of the U-Net: a share (0.55) or a number")
-    budget.add_argument("--budget-flops", help="of one forward pass: a share or a number")
-    budget.add_argument("--budget-latency", help="of one forward pass here: a share, or 120ms or 1.5s")
-    cut.add_argument(
-        "--granularity",
-        default="layers",
-        choices=["layers", "blocks"],
-        help="what a search may drop: whole blocks as the published students did, or single layers too "
-        "(default: layers)",
-    )
-    cut.add_argument(
-        "--data",
-        help="what a search measures the loss on: moving-shapes (default for embedded models), a folder of "
-        "videos with captions in .txt files, or a .safetensors file of latents",
-    )
-    cut.add_argument("--num-clips", type=_count, default=16, help="clips of it (default: 16)")
-    cut.add_argument("--seed", type=_seed, default=0, help="of clips and noise (default: 0)")
-    cut.add_argument(
-        "--no-timing", action="store_true", help="count parameters and FLOPs, but do not measure time"
-    )
-    cut.add_argument("--to", type=Path, required=True, help="new folder for the model, its plan and reports")
-    _add_common(cut)
-
-    heat = verbs.add_parser(
-        "warmup",
-        help="compile a GPU's kernels for one size, once, before the first video",
-        allow_abbrev=False,
-    )
-    heat.set_defaults(run=warmup)
-    _add_model(heat)
-    heat.add_argument("--frames", type=_count, help=f"frames per video {own}")
-    heat.add_argument("--height", type=_count, help=f"pixels {own}")
-    heat.add_argument("--width", type=_count, help=f"pixels {own}")
-    heat.add_argument("--guidance-scale", type=_number, help=f"as it will be given to generate {own}")
-    _add_common(heat)
-
-    ship = verbs.add_parser(
-        "export", help="write a model as ONNX graphs or compiled packages, as a folder", allow_abbrev=False
-    )
-    ship.set_defaults(run=export)
-    ship.add_argument(
-        "--model", default="nano", help="nano (embedded), a diffusers folder or a hub id (default: nano)"
-    )
-    ship.add_argument(
-        "--format",
-        required=True,
-        choices=["aoti", "onnx"],
-        help="aoti: code compiled for this machine; onnx: graphs for ONNX Runtime",
-    )
-    ship.add_argument("--target", required=True, choices=["cpu", "cuda", "rocm"], help="where it will run")
-    ship.add_argument(
-        "--dtype",
-        default="float32",
-        choices=["float32", "float16", "bfloat16", "int8", "int8-dynamic"],
-        help="precision (default: float32); int8 stores weights in 8 bits, int8-dynamic also multiplies in 8 "
-        "bits (both for onnx only; bfloat16 for aoti only)",
-    )
-    ship.add_argument(
-        "--bucket",
-        action="append",
-        type=_bucket,
-        metavar="FRAMESxHEIGHTxWIDTH",
-        help="size of the videos, such as 16x320x512; repeat for several (default: the model's own)",
-    )
-    ship.add_argument("--to", type=Path, required=True, help="new folder; then: generate --model FOLDER")
-    _add_common(ship)
-
-    look = verbs.add_parser("doctor", help="say what this machine can run", allow_abbrev=False)
-    look.set_defaults(run=doctor)
-    _add_common(look)
-    return parser
-
-
 # --- verbs --------------------------------------------------------------------------------------------------
 
 
 def generate(args: argparse.Namespace) -> dict[str, Any]:
     """Make one video after another; each is on disk before the next begins."""
-    import torch
-
     jobs = [prompt for prompt in args.prompts for _ in range(args.num_videos)]
     paths = _numbered(args.out, len(jobs))
     _mention_world(args.model, args.prompts)
-    pipe = runtime.load_pipeline(args.model, args.device, args.dtype)
+    with _nothing_is_garbage(args.own_process):
+        import torch
+
+        pipe = runtime.load_pipeline(
+            args.model, args.device, args.dtype, args.decoder, args.memory, args.quantize
+        )
     wanted = {
         "num_inference_steps": args.steps,
         "num_frames": args.frames,
@@ -376,6 +99,24 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _nothing_is_garbage(own_process: bool) -> Iterator[None]:
+    """Leave the garbage collector out of a process's start.
+
+    Of the objects that importing and loading make hardly one can be collected, but each of many collections,
+    and the one at the end of the process, looks through all of them: a quarter of a short run's time.
+    """
+    if not own_process or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _numbered(path: Path, count: int) -> list[Path]:
     if count == 1:
         return [path]
@@ -419,25 +160,236 @@ def _show_progress(pipe: HummingbirdPipeline, label: str) -> dict[str, Any]:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Run a suite; the report is on disk and is also the answer."""
-    from hummingbird.evaluation import evaluate_moving_shapes
+    return _SUITES[args.suite](args)
 
-    pipe = runtime.load_pipeline(args.model, args.device, args.dtype)
-    pipe.set_progress_bar_config(disable=True)
-    report: dict[str, Any] = evaluate_moving_shapes(
-        pipe,
-        model=args.model,
-        num_prompts=args.num_prompts,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        to=args.to,
-        progress=True,
-    )
-    for name, share in report["accuracy"].items():
-        _answer(f"{name:<11}{share:.1%}")
+
+def _split_steps(text: str) -> tuple[str, int | None]:
+    """``MODEL@STEPS`` into its parts; a folder or file of that very name is a model."""
+    model, at, steps = text.rpartition("@")
+    if at and model and steps.isascii() and steps.isdigit() and int(steps) and not Path(text).exists():
+        return model, int(steps)
+    return text, None
+
+
+def _evaluate_shapes(args: argparse.Namespace) -> dict[str, Any]:
+    from hummingbird.evaluation import evaluate_moving_shapes
+    from hummingbird.evaluation.sampling import open_sampler
+
+    options: dict[str, Any] = {
+        "num_prompts": args.num_prompts or 512,
+        "guidance_scale": args.guidance_scale,
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+    }
+    models = args.model or ["nano"]
+    if len(models) > 1:
+        return _compare_shapes(args, options)
+    (name,) = models
+    model, steps = _split_steps(name)
+    load = partial(runtime.load_pipeline, model, args.device, args.dtype)
+    with open_sampler(load, args.workers) as sampler:
+        report: dict[str, Any] = evaluate_moving_shapes(
+            sampler, model=name, num_inference_steps=steps or args.steps, to=args.to, **options
+        )
+    for attribute, share in report["accuracy"].items():
+        _answer(f"{attribute:<11}{share:.1%}")
     _answer(str(args.to / "report.json"))
     return report
+
+
+def _compare_shapes(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    from hummingbird.evaluation.shapes_comparison import Contender, compare_models
+
+    contenders = []
+    for name in args.model:
+        model, steps = _split_steps(name)
+        if (Path(name) / "verdicts.jsonl").is_file():
+            contenders.append(Contender(name=name, report=Path(name)))
+        else:
+            load = partial(runtime.load_pipeline, model, args.device, args.dtype)
+            contenders.append(Contender(name=name, load=load, num_inference_steps=steps or args.steps))
+    result = compare_models(contenders, to=args.to, workers=args.workers, progress=_say, **options)
+    for report in result["models"]:
+        low, high = report["interval_95"]["all"]
+        _answer(
+            f"{report['model']}: all four right {report['accuracy']['all']:.1%} ({low:.1%} to {high:.1%}), "
+            f"{report['seconds_per_video']:.2f} s a video"
+        )
+    _answer(str(args.to / "report.html"))
+    return result
+
+
+def _evaluate_videos(args: argparse.Namespace) -> dict[str, Any]:
+    from hummingbird.evaluation.frechet import load_features
+    from hummingbird.evaluation.samples import list_videos, make_samples, read_prompts, render_world
+    from hummingbird.evaluation.sampling import open_sampler
+    from hummingbird.evaluation.shapes_comparison import folder_names
+    from hummingbird.evaluation.video_suite import Source, evaluate_videos
+    from hummingbird.nano import world
+    from hummingbird.rewards import load_reward
+
+    folders = args.videos or []
+    models = [] if folders and not args.model else args.model or ["nano"]
+    if args.reference is not None and not args.features:
+        args.usage_error("--reference needs --features: what the distance is measured over")
+    # What can be wrong is found before hours are spent.
+    for folder in folders:
+        list_videos(folder)
+    if args.reference not in (None, "moving-shapes"):
+        list_videos(Path(args.reference))
+    device = runtime.resolve_device(args.device)
+    rewards = {name: load_reward(name, path, device=device) for name, path in args.reward}
+    features = {name: load_features(name, path, device=device) for name, path in args.features}
+    num_prompts = args.num_prompts or 512
+    attributes = world.evaluation_prompts(num_prompts, args.seed)
+    if args.prompts is not None:
+        prompts = read_prompts(args.prompts, num_prompts)
+    else:
+        prompts = [item.prompt for item in attributes]
+
+    sources = [Source(name=str(folder), folder=folder) for folder in folders]
+    for name, subfolder in zip(models, folder_names(models), strict=True):
+        model, steps = _split_steps(name)
+        videos = args.to / "samples" / subfolder
+        with open_sampler(
+            partial(runtime.load_pipeline, model, args.device, args.dtype), args.workers
+        ) as sampler:
+            made = make_samples(
+                sampler,
+                prompts,
+                videos,
+                num_inference_steps=steps or args.steps,
+                guidance_scale=args.guidance_scale,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                progress=lambda text, name=name: _say(f"{name}: {text}"),
+            )
+        sources.append(Source(name=name, folder=videos, made=made))
+    reference = None
+    if args.reference == "moving-shapes":
+        render_world(attributes, args.to / "reference", seed=args.seed)
+        reference = Source(name="moving-shapes, rendered", folder=args.to / "reference")
+    elif args.reference is not None:
+        reference = Source(name=args.reference, folder=Path(args.reference))
+    result = evaluate_videos(
+        sources,
+        args.to,
+        rewards=rewards,
+        features=features,
+        reference=reference,
+        workers=args.workers,
+        progress=_say,
+    )
+    for summary in result["sources"]:
+        _answer(f"{summary['name']}: {summary['num_videos']} videos, {summary['num_errors']} not measured")
+    _answer(str(args.to / "report.html"))
+    return result
+
+
+def _evaluate_vbench(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the protocol's videos, have them scored where an environment for that is given."""
+    from hummingbird.evaluation.vbench import evaluate_vbench
+
+    name, *more = args.model or ["nano"]
+    if more:
+        args.usage_error("--suite vbench takes one --model: each needs a folder of its own")
+    model, steps = _split_steps(name)
+    pipe = runtime.load_pipeline(model, args.device, args.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    report = evaluate_vbench(
+        pipe,
+        model=name,
+        to=args.to,
+        prompts=args.prompts,
+        dimensions=args.dimensions,
+        num_prompts=args.num_prompts,
+        samples=args.samples,
+        num_inference_steps=steps or args.steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        rewritten=args.rewritten,
+        shard=args.shard,
+        batch_size=args.batch_size or 1,
+        vbench_python=args.vbench_python,
+        vbench_device=args.vbench_device,
+        score_timeout_s=args.score_timeout,
+        progress=_say,
+    )
+    made, planned = report["videos"]["made"], report["videos"]["planned"]
+    if report["status"] == "sampling" and args.shard != "0/1":
+        _answer(f"shard {args.shard} is done; {made} of all {planned} videos are there")
+        return report
+    for name, value in report["totals"].items():
+        _answer(f"{name:<11}{'-' if value is None else f'{value:.2f}'}")
+    _answer(str(args.to / "report.json"))
+    return report
+
+
+_SUITES: dict[str, usage.Verb] = {
+    "moving-shapes": _evaluate_shapes,
+    "metrics": _evaluate_videos,
+    "vbench": _evaluate_vbench,
+}
+"""What ``evaluate --suite`` can run."""
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the page that asks, or the result of what was answered."""
+    if args.results:
+        if args.sides or args.prompts:
+            args.usage_error("--results goes with --to only: the page's folder knows the rest")
+        from hummingbird.evaluation.preference import judge_answers
+
+        folder = args.to or args.results[0].parent
+        result = judge_answers(args.results, folder)
+        test = result["test"]
+        _answer(
+            f"{result['a']}: {test['wins_a']}, {result['b']}: {test['wins_b']}, ties: {test['ties']}, "
+            f"unanswered: {result['unanswered']}; two-sided sign test p = {test['p_value']:.4g}"
+        )
+        _answer(str(folder / "report.json"))
+        return result
+    if len(args.sides) != 2 or args.prompts is None or args.to is None:
+        args.usage_error("needs A, B, --prompts FILE and --to FOLDER; or --results FILE")
+    from hummingbird.evaluation.preference import make_page
+    from hummingbird.evaluation.samples import read_prompts
+
+    prompts = read_prompts(args.prompts, args.num_prompts)
+    sides = [_side(args, name, label, prompts) for name, label in zip(args.sides, "ab", strict=True)]
+    page = make_page(sides[0], sides[1], prompts, args.to, seed=args.seed, progress=_say)
+    _answer(str(page))
+    return {"page": str(page), "a": sides[0][0], "b": sides[1][0], "num_prompts": len(prompts)}
+
+
+def _side(args: argparse.Namespace, name: str, label: str, prompts: Sequence[str]) -> tuple[str, Path]:
+    """Name and folder of one side's videos; those of a model are made first."""
+    from hummingbird.evaluation.samples import VIDEO_SUFFIXES, make_samples
+    from hummingbird.evaluation.sampling import open_sampler
+
+    folder = Path(name)
+    is_model = nano.resolve(name) is not None or (folder / "model_index.json").is_file()
+    if (
+        not is_model
+        and folder.is_dir()
+        and any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.rglob("*"))
+    ):
+        return name, folder
+    model, steps = _split_steps(name)
+    videos: Path = args.to / "samples" / label
+    with open_sampler(
+        partial(runtime.load_pipeline, model, args.device, args.dtype), args.workers
+    ) as sampler:
+        make_samples(
+            sampler,
+            prompts,
+            videos,
+            num_inference_steps=steps or args.steps,
+            guidance_scale=args.guidance_scale,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=lambda text: _say(f"{name}: {text}"),
+        )
+    return name, videos
 
 
 def inspect(args: argparse.Namespace) -> dict[str, Any]:
@@ -615,6 +567,127 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def serve(args: argparse.Namespace) -> dict[str, Any]:
+    """Answer requests until SIGINT or SIGTERM; whatever was accepted is taken up again by the next start."""
+    import logging
+
+    from hummingbird.config import load_config
+    from hummingbird.serving import Engine, JobStore, Limits
+    from hummingbird.serving.server import build_server, find_api_keys, listen
+
+    start_s = time.perf_counter()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("hummingbird").setLevel(logging.INFO)
+    api_keys = find_api_keys(args.api_key_file)
+    limits = load_config(Limits, args.limits) if args.limits else Limits()
+    if api_keys is None and args.host not in ("127.0.0.1", "localhost", "::1"):
+        _say(f"note: {args.host} may be reached by others, and no API key is asked for (--api-key-file)")
+    socket = listen(args.host, args.port)
+    port = socket.getsockname()[1]
+    with Engine(
+        args.model or ["nano"],
+        JobStore(args.data),
+        limits,
+        device=args.device,
+        dtype=args.dtype,
+        max_batch=args.max_batch,
+    ) as engine:
+        engine.load_model(engine.default_model)
+        server = build_server(
+            engine,
+            host=args.host,
+            api_keys=api_keys,
+            allowed_hosts=frozenset(args.allowed_host),
+            with_page=not args.no_page,
+            on_start=lambda: _say(
+                f"listening on http://{args.host}:{port} after {time.perf_counter() - start_s:.1f} s"
+            ),
+        )
+        server.run(sockets=[socket])
+        stats = engine.stats()
+    return {"host": args.host, "port": port, "submitted": stats.submitted, **stats.ended}
+
+
+def plan(args: argparse.Namespace) -> dict[str, Any]:
+    """Say what a training or a video will need; nothing is trained or made."""
+    import torch
+
+    if args.config is None:
+        from hummingbird.planning.inference import plan_inference
+
+        if args.gpus is not None or args.tflops is not None or args.device != "auto" or args.set:
+            args.usage_error("--gpus, --device, --tflops and --set are for a training: give its CONFIG.yaml")
+        video = plan_inference(
+            args.model,
+            num_frames=args.frames,
+            height=args.height,
+            width=args.width,
+            num_inference_steps=args.steps,
+            dtype=getattr(torch, args.dtype),
+            decoder=args.decoder,
+        )
+        if not args.json:
+            _answer(video.to_text())
+        return video.to_dict()
+    from hummingbird.ceilings import measure_ceilings
+    from hummingbird.planning.recipe import read_changes
+    from hummingbird.planning.training import plan_training
+
+    has_gpu = torch.cuda.is_available()
+    on_gpu = args.device == "gpu" or (args.device == "auto" and (has_gpu or args.gpus is not None))
+    ceiling = None
+    if args.tflops is None and has_gpu == on_gpu:  # this machine is of the kind that is planned for
+        here = runtime.resolve_device("auto")
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        ceiling = measure_ceilings(here, dtype, repeats=5).flops_per_s / 1e12
+    training = plan_training(
+        args.config,
+        device="gpu" if on_gpu else "cpu",
+        num_processes=args.gpus or 1,
+        tflops=args.tflops,
+        ceiling_tflops=ceiling,
+        changes=read_changes(args.set),
+    )
+    if not args.json:
+        _answer(training.to_text())
+    if training.hours is None:
+        _say("note: no hours, because no GPU is here to measure: give --tflops")
+    return training.to_dict()
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Time a model here."""
+    from hummingbird.bench import bench_shell
+    from hummingbird.models.shells import build_shell
+    from hummingbird.quantization import quantize_unet
+
+    where = runtime.resolve_device(args.device)
+    dtype = runtime.resolve_dtype(args.dtype, where)
+    settings = backends.detect(where)
+    backends.apply(settings)
+    model = args.config or args.model or "nano"
+    shell = build_shell(model, where, dtype, args.decoder)
+    if args.quantize != "none":
+        quantize_unet(shell.unet, args.quantize, settings)
+    runtime.speed_up(shell.components().values(), where)
+    report = bench_shell(
+        shell,
+        model=model,
+        num_frames=args.frames,
+        height=args.height,
+        width=args.width,
+        num_inference_steps=args.steps,
+        decoder=args.decoder,
+        quantization=args.quantize,
+        repeats=args.repeats,
+        end_to_end=not args.no_end_to_end,
+        progress=_say,
+    )
+    if not args.json:
+        _answer(report.to_text())
+    return report.to_dict()
+
+
 def doctor(args: argparse.Namespace) -> dict[str, Any]:
     """Say what this machine can run."""
     from hummingbird.doctor import examine, to_text
@@ -625,7 +698,31 @@ def doctor(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+_VERBS: dict[str, usage.Verb] = {
+    verb.__name__: verb
+    for verb in (
+        generate,
+        evaluate,
+        compare,
+        inspect,
+        convert,
+        prune,
+        warmup,
+        export,
+        serve,
+        plan,
+        bench,
+        doctor,
+    )
+}
+
+
 # --- entry --------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, each verb with what it does."""
+    return usage.build_parser(_VERBS, list(_SUITES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -641,6 +738,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: status 2 after bad usage, 0 after ``--help`` and ``--version``.
     """
     args = build_parser().parse_args(argv)
+    args.own_process = argv is None
     try:
         result = args.run(args)
     except KeyboardInterrupt:

@@ -33,7 +33,7 @@ import pydantic
 import pydantic.dataclasses
 import yaml
 
-__all__ = ["ConfigError", "config_dataclass", "load_config", "save_config"]
+__all__ = ["ConfigError", "config_dataclass", "load_config", "read_values", "save_config"]
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -219,6 +219,18 @@ def load_config(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return _override(cls, config, overrides) if overrides else config
+
+
+def read_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a settings file as strictly as ``load_config``, for those who do not have its class.
+
+    Raises:
+        ConfigError: the file cannot be read; the message begins with its path.
+    """
+    try:
+        return _read_yaml(Path(path))[0]
+    except ConfigError as error:
+        raise ConfigError(f"{os.fspath(path)}: {error}") from error
 
 
 def _override(cls: type[T], config: T, overrides: Sequence[str]) -> T:

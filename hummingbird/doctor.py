@@ -27,7 +27,12 @@ _PACKAGES = (
     "numpy",
     "gradio",
 )
-_EXTRAS = {"ray": ("ray",), "onnx": ("onnx", "onnxruntime", "onnxscript"), "train": ("tensorboard",)}
+_EXTRAS = {
+    "ray": ("ray",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "train": ("tensorboard",),
+    "quantize": ("torchao",),
+}
 """Extra of pyproject.toml -> modules that it brings."""
 
 

@@ -9,13 +9,30 @@ from typing import TYPE_CHECKING
 from hummingbird import backends, nano
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+    from diffusers import AutoencoderTiny
 
     from hummingbird.pipelines import HummingbirdPipeline
 
-__all__ = ["DTYPES", "backend", "load_pipeline", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "DTYPES",
+    "MEMORY_MODES",
+    "backend",
+    "load_decoder",
+    "load_pipeline",
+    "place",
+    "resolve_device",
+    "resolve_dtype",
+    "speed_up",
+]
 
 logger = logging.getLogger(__name__)
+
+MEMORY_MODES = ("none", "auto", "fp8", "model", "group")
+ROOM = 2.0
+"""Free memory in times of the weights from which on ``auto`` keeps everything on the GPU."""
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -64,7 +81,14 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
 
 
-def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> HummingbirdPipeline:
+def load_pipeline(
+    model: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    decoder: str | None = None,
+    memory: str = "none",
+    quantization: str = "none",
+) -> HummingbirdPipeline:
     """Load a pipeline onto its device.
 
     Args:
@@ -73,18 +97,32 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: one of ``DTYPES``. With ``auto`` the autoencoder may get a type of its own, which suits the
             hardware (``hummingbird.backends``); any other one is that of every part.
+        decoder: a small decoder in the autoencoder's place: ``nano``, or a folder or hub id of an
+            ``AutoencoderTiny`` such as ``madebyollin/taesd``. None decodes with the model's own.
+        memory: one of ``MEMORY_MODES``, as in ``place``.
+        quantization: one of ``hummingbird.quantization.QUANTIZATIONS``, for the U-Net.
 
     Raises:
-        ValueError: a device or dtype that cannot be used, or a name that is no model.
+        ValueError: a device, dtype or quantization that cannot be used, or a name that is no model.
         FileNotFoundError: there is no such folder or file.
+        ImportError: a quantization without torchao.
     """
     import torch
 
     from hummingbird.export import is_exported
+    from hummingbird.quantization import quantize_unet
 
     embedded = nano.resolve(model) is not None
     path = Path(model)
     if not embedded and is_exported(path):
+        if decoder is not None:
+            raise ValueError(
+                f"decoder: got {decoder!r}, but {path} is exported: its decoder is one of its graphs"
+            )
+        if quantization != "none":
+            raise ValueError(
+                f"quantize: got {quantization!r}, but {path} is exported; export it in int8 instead"
+            )
         return _load_exported(path, device, dtype)
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
@@ -107,7 +145,124 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Humm
             pipe.vae.to(vae_precision)
     else:
         pipe = HummingbirdPipeline.from_pretrained(model, dtype={"default": precision, "vae": vae_precision})
-    return pipe.to(where)
+    if decoder is not None:
+        pipe.set_decoder(load_decoder(decoder, vae_precision))
+    if quantization == "none":
+        return place(pipe, where, memory)
+    if memory not in ("none", "auto"):
+        raise ValueError(
+            f"quantize: got {quantization!r} with memory {memory!r}, expected one of the two; a quantized "
+            "U-Net lies on its device"
+        )
+    pipe = place(pipe, where)
+    report = quantize_unet(pipe.unet, quantization, settings)
+    logger.warning(
+        f"note: {quantization}: {report.num_layers} layers with {report.share:.0%} of the U-Net's weights"
+    )
+    return pipe
+
+
+def place(pipe: HummingbirdPipeline, device: torch.device, memory: str = "none") -> HummingbirdPipeline:
+    """Put a pipeline onto a device, all at once or as its memory allows.
+
+    Args:
+        pipe: in the computer's memory.
+        device: where it will run.
+        memory: ``none`` puts every network there; ``fp8`` stores the U-Net in 8 bits and computes as before;
+            ``model`` brings one network at a time, so that the text encoder is gone when denoising begins;
+            ``group`` brings layer by layer. ``auto`` is ``model`` where less than ``ROOM`` times the weights
+            is free, else ``none``. With ``none``, ``speed_up`` too.
+
+    Raises:
+        ValueError: not such a mode, or one that needs a GPU.
+    """
+    import torch
+
+    if memory not in MEMORY_MODES:
+        raise ValueError(f"memory: got {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
+    if memory == "auto":
+        memory = "none"
+        if device.type == "cuda":
+            free_bytes, weights_bytes = torch.cuda.mem_get_info(device)[0], _weights_bytes(pipe)
+            if free_bytes < ROOM * weights_bytes:
+                memory = "model"
+                logger.warning(
+                    f"note: {free_bytes / 1e9:.1f} GB free for {weights_bytes / 1e9:.1f} GB of weights: one "
+                    "network at a time is on the GPU (--memory model)"
+                )
+    if memory in ("model", "group") and device.type == "cpu":
+        raise ValueError(f"memory: got {memory!r}, which moves weights to a GPU, but this runs on the CPU")
+    if memory == "model":
+        pipe.enable_model_cpu_offload(device=device)
+        return pipe
+    if memory == "group":
+        pipe.enable_group_offload(
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            use_stream=device.type == "cuda",
+        )
+        return pipe
+    if memory == "fp8":
+        pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=pipe.unet.dtype)
+    pipe = pipe.to(device)
+    if memory == "none":
+        speed_up((pipe.unet, pipe.vae), device)
+    return pipe
+
+
+def speed_up(networks: Iterable[torch.nn.Module], device: torch.device) -> None:
+    """Switch on what makes inference faster on a device and changes results by no more than rounding does.
+
+    On a CPU in float32 wide convolutions multiply less (``hummingbird.models.winograd``), which costs memory
+    for a second form of their weights. Elsewhere nothing changes.
+    """
+    import torch
+
+    from hummingbird.models import winograd
+
+    for network in networks:
+        if device.type == "cpu" and next(network.parameters()).dtype == torch.float32:
+            winograd.enable(network)
+
+
+def _weights_bytes(pipe: HummingbirdPipeline) -> int:
+    networks = (pipe.text_encoder, pipe.unet, pipe.vae)
+    return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+
+
+def load_decoder(source: str, dtype: torch.dtype | None = None) -> AutoencoderTiny:
+    """Load a small decoder.
+
+    Args:
+        source: ``nano``, a folder, or a hub id.
+        dtype: of the weights; float32 where left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds another kind of network, or weights in another format than safetensors.
+    """
+    import torch
+    from diffusers import AutoencoderTiny
+
+    path = nano.resolve_decoder(source) or Path(source)
+    hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    if not path.is_dir() and not hub_id:
+        known = ", ".join(nano.EMBEDDED_DECODERS)
+        raise FileNotFoundError(
+            f"decoder: got {source!r}, expected {known}, the folder of an AutoencoderTiny, or a hub id"
+        )
+    if path.is_dir():
+        config = AutoencoderTiny.load_config(path)
+        if config.get("_class_name") != "AutoencoderTiny":
+            raise ValueError(
+                f"decoder: {source} holds {config.get('_class_name')}, expected AutoencoderTiny; a whole "
+                "autoencoder belongs into the model's folder"
+            )
+    network: AutoencoderTiny = AutoencoderTiny.from_pretrained(
+        path if path.is_dir() else source, use_safetensors=True, torch_dtype=dtype or torch.float32
+    )
+    return network.eval()
 
 
 def _load_exported(folder: Path, device: str, dtype: str) -> HummingbirdPipeline:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,7 +89,9 @@ def test_decisions_of_nvidia_cards_leave_torch_alone() -> None:
 
 
 def test_without_a_gpu_nothing_is_decided() -> None:
-    assert backends.detect(torch.device("cpu"), {BENCHMARK_VARIABLE: "1"}) == BackendSettings(backend="cpu")
+    assert backends.detect(torch.device("cpu"), {BENCHMARK_VARIABLE: "1"}) == BackendSettings(
+        backend="cpu", keep_freed_memory=True
+    )
     assert backends.kernel_caches("cpu", {}) == backends.kernel_caches("cuda", {}) == {}
 
 
@@ -114,6 +117,27 @@ def test_a_search_that_is_asked_for_leaves_the_find_mode_to_miopen(torch_flags: 
     backends.apply(backends.decide(card("sm_90"), None, {}), environ)
     assert torch.backends.cudnn.benchmark is True  # not ours to change on CUDA
     assert FIND_MODE_VARIABLE not in environ
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
+@pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_"])
+def test_memory_given_back_is_kept_unless_the_user_tuned_the_allocator(variable: str | None) -> None:
+    """Page faults of a 32 MB tensor that is made again and again: none where its memory was kept."""
+    code = (
+        "import resource, torch; from hummingbird import backends\n"
+        "backends.apply(backends.detect(torch.device('cpu')))\n"
+        "for _ in range(40):\n"  # the first ones leave gaps that are too small
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(2**23)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    if variable:
+        environ[variable] = "65536"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, check=True)
+    faults = int(done.stdout)
+    assert (faults < 100) if variable is None else (faults > 5_000)
 
 
 def test_the_loaded_model_follows_the_decisions(

@@ -23,6 +23,7 @@ ALLOWED = {
         "data_pipeline",
         "hummingbird.config",
         "hummingbird.manifest",
+        "hummingbird.page",
         "hummingbird.video_io",
     },
     "train": {"train", "hummingbird"},
@@ -168,7 +169,7 @@ def documents() -> list[Path]:
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
 def test_every_documented_command_exists(path: Path) -> None:
     kinds = {check_command(line) for line in shell_lines(path)}
-    if path.name == "README.md":
+    if path == ROOT / "README.md":
         assert {"make", "hummingbird", "python"} <= kinds
 
 
@@ -197,7 +198,7 @@ def test_requirements_are_ranges_and_pyproject_reads_them() -> None:
     for line in lines:
         assert re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?", line), f"requirements.txt: {line!r} is not a range"
     extras = project["project"]["optional-dependencies"]
-    assert set(extras) == {"ray", "onnx", "ocr", "storage", "train", "dev"}
+    assert set(extras) == {"ray", "onnx", "ocr", "storage", "train", "quantize", "dev"}
 
 
 @pytest.mark.logs_error("^diffusers.anything: boom$")

@@ -74,6 +74,8 @@ def _entries(folder: Path) -> dict[str, Any]:
 class BucketedClips:
     """Batches of one bucket each: ``{"latents": (B, C, F, h, w), "prompt_embeds": (B, L, D), "fps", "ids"}``.
 
+    Where the encoding kept them, also ``"captions"``.
+
     Args:
         folder: what ``train/precompute.py`` wrote; audited first.
         batch_size: B. A bucket with fewer clips repeats some of them within a batch.
@@ -92,9 +94,12 @@ class BucketedClips:
             raise ValueError(f"latents: {folder} has no clips; see {folder}/skipped.jsonl for the reasons")
         self.batch_size, self.seed, self.caption_dropout = batch_size, seed, caption_dropout
         self.empty = load_file(folder / "empty.safetensors")["prompt_embeds"]
-        self.clips: dict[str, list[tuple[Path, int, str]]] = {}
+        self.clips: dict[str, list[tuple[Path, int, str, str]]] = {}
+        self.has_captions = all("captions" in entry for entry in entries.values())
         for name, entry in sorted(entries.items()):
-            places = [(folder / name, row, clip_id) for row, clip_id in enumerate(entry["ids"])]
+            captions = entry["captions"] if self.has_captions else [""] * len(entry["ids"])
+            pairs = zip(entry["ids"], captions, strict=True)
+            places = [(folder / name, row, *pair) for row, pair in enumerate(pairs)]
             self.clips.setdefault(name.split("/")[0], []).extend(places)
         self.names = sorted(self.clips)
         counts = np.array([len(self.clips[name]) for name in self.names], dtype=float)
@@ -125,13 +130,18 @@ class BucketedClips:
         chosen = [clips[int(row)] for row in rng.integers(len(clips), size=self.batch_size)]
         dropped = rng.uniform(size=self.batch_size) < self.caption_dropout
         latents, embeds = [], []
-        for (path, row, _), drop in zip(chosen, dropped, strict=True):
+        for (path, row, *_), drop in zip(chosen, dropped, strict=True):
             with safe_open(path, "pt") as file:  # memory-mapped: only these rows are read
                 latents.append(file.get_slice("latents")[row])
                 embeds.append(self.empty if drop else file.get_slice("prompt_embeds")[row])
-        return {
+        batch = {
             "latents": torch.stack(latents).float().transpose(1, 2),
             "prompt_embeds": torch.stack(embeds).float(),
             "fps": float(name.rsplit("-", 1)[1].removesuffix("fps")),
-            "ids": [clip_id for _, _, clip_id in chosen],
+            "ids": [clip_id for _, _, clip_id, _ in chosen],
         }
+        if self.has_captions:
+            batch["captions"] = [
+                "" if drop else caption for (*_, caption), drop in zip(chosen, dropped, strict=True)
+            ]
+        return batch

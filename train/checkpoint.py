@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch.distributed.checkpoint.api import CheckpointException
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -61,7 +62,14 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int, spared: set[int]) -> None:
+def save_checkpoint(
+    accelerator: Accelerator,
+    output: Path,
+    step: int,
+    keep: int,
+    spared: set[int],
+    save_state: Callable[[Path], None],
+) -> None:
     """Writes beside the final name and renames, so a killed run never leaves half a checkpoint.
 
     Args:
@@ -70,11 +78,12 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
         step: optimizer steps done.
         keep: how many of the newest checkpoints stay.
         spared: steps whose checkpoints stay as well.
+        save_state: writes the state into a folder, on every process.
     """
     final = output / "checkpoints" / f"step-{step}"
     with whole_folder(final) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(final) + ".part")
+        save_state(Path(str(final) + ".part"))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_json(Path(str(final) + ".part") / "step.json", {"step": step})
@@ -85,15 +94,15 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> int:
-    """Restores everything that was registered; returns the step.
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, load_state: Callable[[Path], None]) -> int:
+    """Restores everything that was saved, by ``load_state``; returns the step.
 
     Raises:
         RuntimeError: the checkpoint is of another network or optimizer.
     """
     try:
-        accelerator.load_state(str(checkpoint))
-    except (RuntimeError, ValueError, KeyError) as error:
+        load_state(checkpoint)
+    except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
         raise RuntimeError(
             f"checkpoint {checkpoint}: does not fit this network ({' '.join(str(error).split())[:200]}); "
             "give another --loop.output, or delete the folder to start again"

@@ -18,12 +18,13 @@ from hummingbird.config import config_dataclass
 from hummingbird.schedulers import (
     boundary_scalings,
     ddim_solver_step,
+    few_step_timesteps,
     guidance_scale_embedding,
     predict_original_and_noise,
     pseudo_huber,
 )
 from train.loop import Count, Positive
-from train.losses import alpha_sigma
+from train.losses import Points, alpha_sigma, check_points, piecewise_linear
 
 
 @config_dataclass
@@ -40,6 +41,10 @@ class ConsistencyConfig:
     timestep_scaling: Positive = 10.0
     target: Literal["student", "ema"] = "student"
     """Whose answer one step further is the target: the student's own, or that of its averaged weights."""
+    guidance_share: Points = ((0, 0.0),)
+    """By step: how much of the loss asks for what the guided teacher predicts at the same place of the grid
+    instead of the target. A student that learns guidance alone first needs few steps for it: arXiv
+    2210.03142, section 3.1."""
     drop_unconditional_fps: bool = False
     """Reproduces the published code, whose unconditional teacher call has no fps and falls back to 16."""
 
@@ -49,6 +54,7 @@ class ConsistencyConfig:
             raise ValueError(
                 f"guidance_min: got {self.guidance_min}, expected at most guidance_max={self.guidance_max}"
             )
+        check_points("guidance_share", self.guidance_share, largest=1.0)
         return self
 
 
@@ -82,13 +88,112 @@ def draw_consistency(
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsistencyFunction:
+    """From a noisy latent to a clean one: a network's answer between the boundary scalings.
+
+    Args:
+        config: Settings.
+        alphas_cumprod: The noise schedule, (num_train_timesteps,).
+        prediction_type: Of the network.
+        time_cond_proj_dim: Width of its guidance embedding.
+
+    Reference:
+        Luo et al., arXiv 2310.04378, equation 9.
+    """
+
+    config: ConsistencyConfig
+    alphas_cumprod: Tensor
+    prediction_type: str = "epsilon"
+    time_cond_proj_dim: int = 256
+
+    def __call__(
+        self,
+        network: Any,
+        sample: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        fps: Tensor | float,
+        guidance_scale: Tensor,
+    ) -> Tensor:
+        """Clean latents, and the sample itself at timestep 0.
+
+        Args:
+            network: A U-Net with a guidance embedding.
+            sample: (B, C, F, h, w).
+            timesteps: (B,) integers.
+            prompt_embeds: (B, L, C).
+            fps: Of the clips.
+            guidance_scale: (B,), w.
+        """
+        embedding = guidance_scale_embedding(guidance_scale, self.time_cond_proj_dim).to(sample.dtype)
+        output = network(
+            sample, timesteps, prompt_embeds, fps=fps, timestep_cond=embedding, return_dict=False
+        )[0].float()
+        original, _ = predict_original_and_noise(
+            output, timesteps, sample, self.alphas_cumprod, self.prediction_type
+        )
+        c_skip, c_out = (
+            factor.view(-1, *[1] * (sample.ndim - 1))
+            for factor in boundary_scalings(timesteps, timestep_scaling=self.config.timestep_scaling)
+        )
+        return c_skip * sample + c_out * original
+
+    def generate(
+        self,
+        network: Any,
+        noise: Tensor,
+        num_inference_steps: int,
+        prompt_embeds: Tensor,
+        fps: Tensor | float,
+        guidance_scale: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """What the network makes of noise in a few steps, as the pipeline does, with gradients through all.
+
+        Args:
+            network: A U-Net with a guidance embedding.
+            noise: (B, C, F, h, w).
+            num_inference_steps: 1 to ``original_steps``.
+            prompt_embeds: (B, L, C).
+            fps: Of the clips.
+            guidance_scale: (B,), w.
+            generator: Draws the noise of later steps.
+        """
+        alphas_cumprod = self.alphas_cumprod.to(noise.device)
+        grid = few_step_timesteps(num_inference_steps, self.config.original_steps, len(alphas_cumprod))
+        sample = noise
+        for step, timestep in enumerate(grid):
+            if step:
+                fresh = torch.randn(noise.shape, generator=generator, device=noise.device)
+                alpha, sigma = alpha_sigma(alphas_cumprod[timestep].expand(len(noise)), noise.ndim)
+                sample = alpha * sample + sigma * fresh
+            timesteps = torch.full((len(noise),), timestep, device=noise.device)
+            sample = self(network, sample, timesteps, prompt_embeds, fps, guidance_scale)
+        return sample
+
+    def noisy(self, latents: Tensor, draw: ConsistencyDraw) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents at the drawn places of the grid.
+
+        Returns:
+            ``noisy`` shaped like ``latents``, its timesteps (B,), and those one step further (B,).
+        """
+        alphas_cumprod = self.alphas_cumprod.to(latents.device)
+        skip = len(alphas_cumprod) // self.config.original_steps
+        start_timesteps = (draw.index + 1) * skip - 1
+        alpha, sigma = alpha_sigma(alphas_cumprod[start_timesteps], latents.ndim)
+        noisy = alpha * latents + sigma * draw.noise
+        return noisy, start_timesteps, (start_timesteps - skip).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConsistencyStep:
     """One step's tensors, for the loss and for whoever looks closer.
 
     Args:
         loss: Float32 scalar; its gradient reaches the student through ``prediction`` alone.
         prediction: The student's clean latents at ``start_timesteps``: what rewards look at.
-        target: Clean latents one step further, without gradients.
+        target: Clean latents one step further, without gradients; where only guidance is learnt, those that
+            the guided teacher predicts from ``noisy``.
         noisy: The student's input.
         previous: Where the guided teacher's DDIM step leads.
         start_timesteps: (B,).
@@ -113,12 +218,10 @@ def consistency_step(
     uncond_prompt_embeds: Tensor,
     *,
     fps: Tensor | float,
-    alphas_cumprod: Tensor,
-    config: ConsistencyConfig,
-    prediction_type: str = "epsilon",
+    function: ConsistencyFunction,
     teacher_prediction_type: str = "epsilon",
-    time_cond_proj_dim: int = 256,
     target_network: Any | None = None,
+    global_step: int = 0,
 ) -> ConsistencyStep:
     """Teach the student that a noisy latent and the one a guided teacher step further have one clean latent.
 
@@ -130,54 +233,37 @@ def consistency_step(
         prompt_embeds: (B, L, C).
         uncond_prompt_embeds: Of the empty prompt, (B, L, C).
         fps: Of the clips.
-        alphas_cumprod: The noise schedule of both, (num_train_timesteps,).
-        config: Settings.
-        prediction_type: Of the student.
+        function: Of the student; the noise schedule is the teacher's, too.
         teacher_prediction_type: Of the teacher.
-        time_cond_proj_dim: Width of the student's guidance embedding.
-        target_network: Averaged weights, where ``config.target`` is "ema".
+        target_network: Whose answer one step further is the target; the student's own where left out.
+        global_step: Optimizer steps done, for ``guidance_share``.
 
     Raises:
-        ValueError: "ema" without its network.
+        ValueError: The target shall be that of averaged weights, and there is no network that has them.
 
     Reference:
-        Luo et al., arXiv 2310.04378, equation 9 (the consistency function) and algorithm 1 (one step);
-        pseudo-Huber: Song and Dhariwal, arXiv 2310.14189.
+        Luo et al., arXiv 2310.04378, algorithm 1 (one step); pseudo-Huber: Song and Dhariwal, arXiv
+        2310.14189.
     """
+    config, alphas_cumprod = function.config, function.alphas_cumprod.to(latents.device)
     if config.target == "ema" and target_network is None:
         raise ValueError('target: got "ema" without a network of averaged weights; expected one')
-    alphas_cumprod = alphas_cumprod.to(latents.device)
-    skip = len(alphas_cumprod) // config.original_steps
-    start_timesteps = (draw.index + 1) * skip - 1
-    timesteps = (start_timesteps - skip).clamp(min=0)
-    alpha, sigma = alpha_sigma(alphas_cumprod[start_timesteps], latents.ndim)
-    noisy = alpha * latents + sigma * draw.noise
-    embedding = guidance_scale_embedding(draw.guidance_scale, time_cond_proj_dim)
-
-    def clean(network: Any, sample: Tensor, at: Tensor) -> Tensor:
-        """The consistency function: clean latents, and the sample itself at timestep 0."""
-        output = network(
-            sample, at, prompt_embeds, fps=fps, timestep_cond=embedding.to(sample.dtype), return_dict=False
-        )[0].float()
-        original, _ = predict_original_and_noise(output, at, sample, alphas_cumprod, prediction_type)
-        c_skip, c_out = (
-            factor.view(-1, *[1] * (sample.ndim - 1))
-            for factor in boundary_scalings(at, timestep_scaling=config.timestep_scaling)
-        )
-        return c_skip * sample + c_out * original
-
-    prediction = clean(student, noisy, start_timesteps)
+    noisy, start_timesteps, timesteps = function.noisy(latents, draw)
+    prediction = function(student, noisy, start_timesteps, prompt_embeds, fps, draw.guidance_scale)
     with torch.no_grad():
         original, noise = _guided_teacher(
             teacher, noisy, start_timesteps, prompt_embeds, uncond_prompt_embeds, fps, draw.guidance_scale,
             alphas_cumprod, teacher_prediction_type, drop_unconditional_fps=config.drop_unconditional_fps,
         )  # fmt: skip
         previous = ddim_solver_step(original, noise, draw.index, alphas_cumprod, config.original_steps)
-        target = clean(target_network if config.target == "ema" else student, previous, timesteps)
-    if config.loss == "huber":
-        loss = pseudo_huber(prediction, target, config.huber_c)
-    else:
-        loss = (prediction.float() - target.float()).square().mean()
+        share = piecewise_linear(config.guidance_share, global_step)
+        target = original
+        if share < 1:
+            network = student if target_network is None else target_network
+            target = function(network, previous, timesteps, prompt_embeds, fps, draw.guidance_scale)
+    loss = _distance(prediction, target, config)
+    if 0 < share < 1:
+        loss = (1.0 - share) * loss + share * _distance(prediction, original, config)
     return ConsistencyStep(
         loss=loss,
         prediction=prediction,
@@ -187,6 +273,12 @@ def consistency_step(
         start_timesteps=start_timesteps,
         timesteps=timesteps,
     )
+
+
+def _distance(prediction: Tensor, target: Tensor, config: ConsistencyConfig) -> Tensor:
+    if config.loss == "huber":
+        return pseudo_huber(prediction, target, config.huber_c)
+    return (prediction.float() - target.float()).square().mean()
 
 
 def _guided_teacher(

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 import torch
 from accelerate.utils import extract_model_from_parallel
 from diffusers import SchedulerMixin
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hummingbird.config import ConfigError, config_dataclass
 from hummingbird.models import UNetSpatioTemporalModel
 from hummingbird.pipelines import HummingbirdPipeline
-from hummingbird.pruning.plan import unet_blocks
+from hummingbird.pruning.features import capture_features, level_ends
 from train.loop import Batch
 from train.losses import (
+    Points,
     alpha_sigma,
+    check_points,
     convert_prediction,
     diffusion_target,
     feature_distillation,
@@ -31,11 +30,10 @@ from train.losses import (
     output_distillation,
     piecewise_linear,
 )
+from train.placement import FrozenDtype, place_frozen
 from train.tasks import DenoisingTask, randn_like
 
 logger = logging.getLogger(__name__)
-
-Points = tuple[tuple[int, float], ...]
 
 
 @config_dataclass
@@ -56,21 +54,15 @@ class DistillationConfig:
     guidance_scale: Annotated[float, Field(ge=1)] | None = None
     """The teacher's prediction is the guided one of this scale; the student then needs no guidance. None
     teaches with and without caption as they are, and the student is guided like the teacher."""
-    teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto is bfloat16 on a GPU and float32 on a CPU."""
+    teacher_dtype: FrozenDtype = "auto"
+    """auto is bfloat16 on a GPU and float32 on a CPU; float8 keeps weights in it and computes in auto's."""
     offload_teacher: bool = False
     """Keeps the teacher's weights in the computer's memory and brings them to the GPU layer by layer."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> DistillationConfig:
         for name in ("ground_truth_weight", "output_weight", "feature_weight"):
-            points: Points = getattr(self, name)
-            steps = [step for step, _ in points]
-            if not points or steps != sorted(set(steps)) or min(weight for _, weight in points) < 0:
-                raise ValueError(
-                    f"{name}: got {list(points)}, expected one or more [step, weight] with ascending steps "
-                    "and no negative weight"
-                )
+            check_points(name, getattr(self, name))
         return self
 
     @property
@@ -80,43 +72,6 @@ class DistillationConfig:
 
 
 # --- features ----------------------------------------------------------------------------------------------
-
-
-def level_ends(unet: UNetSpatioTemporalModel) -> dict[str, str]:
-    """Level on the way down or up -> the block that ends it: the same levels for teacher and student.
-
-    A level that lost blocks has to do with the rest what all of them did, so its end is compared with the
-    teacher's end, not block with block.
-    """
-    inputs, outputs = unet_blocks(unet.config)
-    down = {f"down{b.level}": f"input_blocks.{i}" for i, b in enumerate(inputs) if b.kind == "residual"}
-    return down | {f"up{block.level}": f"output_blocks.{index}" for index, block in enumerate(outputs)}
-
-
-@contextmanager
-def capture_features(network: nn.Module, names: dict[str, str]) -> Iterator[dict[str, Tensor]]:
-    """Collects what submodules return while the block runs; afterwards the network is as it was.
-
-    Args:
-        network: without its distributed wrapper.
-        names: key of the result -> name of the submodule.
-
-    Yields:
-        A dict that the forward pass fills.
-    """
-    features: dict[str, Tensor] = {}
-
-    def keep(key: str) -> Any:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            features[key] = output
-
-        return hook
-
-    with contextlib.ExitStack() as hooks:
-        for key, name in names.items():
-            handle = network.get_submodule(name).register_forward_hook(keep(key))
-            hooks.callback(handle.remove)
-        yield features
 
 
 # --- the task ----------------------------------------------------------------------------------------------
@@ -153,7 +108,7 @@ class DistillationTask(DenoisingTask):
         self.teacher_pipeline = teacher
         self.teacher: UNetSpatioTemporalModel = teacher.unet.eval().requires_grad_(False)
         self._teacher_is_placed = False
-        self.levels = level_ends(network), level_ends(self.teacher)
+        self.levels = level_ends(network.config), level_ends(self.teacher.config)
         self._check_fit(network)
 
     def _check_fit(self, network: UNetSpatioTemporalModel) -> None:
@@ -251,17 +206,7 @@ class DistillationTask(DenoisingTask):
     def _place_teacher(self, device: torch.device) -> UNetSpatioTemporalModel:
         """On first use: to its precision and its place."""
         if not self._teacher_is_placed:
-            name = self.config.teacher_dtype
-            if name == "auto":
-                name = "float32" if device.type == "cpu" else "bfloat16"
-            if self.teacher.dtype != getattr(torch, name):
-                self.teacher.to(getattr(torch, name))
-            if self.config.offload_teacher and device.type != "cpu":
-                self.teacher.enable_group_offload(
-                    onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
-                )
-            else:
-                self.teacher.to(device)
+            place_frozen(self.teacher, self.config.teacher_dtype, device, self.config.offload_teacher)
             self._teacher_is_placed = True
         return self.teacher.eval()
 

@@ -17,11 +17,21 @@ import numpy as np
 from pydantic import Field
 
 from hummingbird.config import config_dataclass
+from hummingbird.evaluation.metrics import (
+    brightness_flicker,
+    dis_flow,
+    luma_of,
+    saturation_of,
+    sharpness_of,
+)
 from train.checkpoint import checkpoints, discard, step_of, write_json
 
 PREFIX = "clip/"
 """Of the names of these statistics among the figures of the samples."""
 STATISTICS = ("brightness", "red", "green", "blue", "saturation", "sharpness", "flicker", "flow")
+
+REWARD, HELD_OUT = "reward", "held_out"
+"""Figures of the samples: the weighted sum of what is trained on, and the mean of what never is."""
 
 Drift = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(gt=1)]
@@ -29,10 +39,10 @@ Ratio = Annotated[float, Field(gt=1)]
 
 @config_dataclass
 class GuardConfig:
-    """What happens when samples leave the band around the reference.
+    """What happens when samples leave the band around the reference, or when a reward is hacked.
 
-    The reference is the teacher's samples of the same seeds where the task has a teacher, else the first
-    samples of the run.
+    A reward is hacked where it rises on the samples while the held-out one falls. The reference is the
+    teacher's samples of the same seeds where the task has a teacher, else the first samples of the run.
     """
 
     action: Literal["off", "warn", "rollback", "stop"] = "off"
@@ -40,8 +50,15 @@ class GuardConfig:
     """Samples in a row outside the band before the action; those before it warn."""
     start_step: Annotated[int, Field(ge=0)] = 0
     """Samples up to here are not judged: a network that was just pruned has to recover first."""
+    lowers: Literal["learning_rate", "reward_weight"] = "learning_rate"
+    """What each rollback lowers."""
     rate_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Each rollback multiplies the learning rate by it."""
+    """Each rollback multiplies the learning rate by it, where that is lowered."""
+    weight_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Each rollback multiplies the weights of all rewards by it, where those are lowered."""
+    max_held_out_drop: Annotated[float, Field(ge=0)] = 0.02
+    """How far the held-out reward may fall below its best so far while the trained one is above its value
+    there."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """One more stops the run."""
     max_brightness_drift: Drift = 0.15
@@ -77,25 +94,16 @@ def clip_statistics(videos: np.ndarray) -> dict[str, float]:
         Optical flow: Kroeger et al., Fast Optical Flow using Dense Inverse Search, arXiv 1603.03590.
     """
     pixels = videos.astype(np.float32) / 255.0
-    luma = pixels @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # (N, F, H, W)
+    luma = luma_of(pixels)  # (N, F, H, W)
     red, green, blue = (float(pixels[..., channel].mean()) for channel in range(3))
-    curves = luma.mean(axis=(2, 3))
-    second = np.diff(curves, n=2, axis=1) if curves.shape[1] > 2 else np.zeros((1, 1))
-    laplacian = (
-        luma[..., 2:, 1:-1]
-        + luma[..., :-2, 1:-1]
-        + luma[..., 1:-1, 2:]
-        + luma[..., 1:-1, :-2]
-        - 4.0 * luma[..., 1:-1, 1:-1]
-    )
     values = {
         "brightness": float(luma.mean()),
         "red": red,
         "green": green,
         "blue": blue,
-        "saturation": float((pixels.max(axis=-1) - pixels.min(axis=-1)).mean()),
-        "sharpness": float(np.abs(laplacian).mean()),
-        "flicker": float(np.abs(second).mean()),
+        "saturation": float(saturation_of(pixels).mean()),
+        "sharpness": float(sharpness_of(luma).mean()),
+        "flicker": float(brightness_flicker(luma.mean(axis=(2, 3))).mean()),
         "flow": _flow_magnitude((luma * 255.0).round().astype(np.uint8)),
     }
     return {PREFIX + name: value for name, value in values.items()}
@@ -108,22 +116,17 @@ def undefined_statistics() -> dict[str, float]:
 
 def _flow_magnitude(luma: np.ndarray) -> float:
     """(N, F, H, W) uint8 -> mean length in pixels."""
-    import cv2
-
     if luma.shape[1] < 2:
         return 0.0
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # so that the figure does not depend on the machine
-    try:
-        method: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        lengths = [
-            np.linalg.norm(method.calc(before, after, None), axis=-1).mean()
-            for clip in luma
-            for before, after in pairwise(clip)
-        ]
-    finally:
-        cv2.setNumThreads(threads)
-    return float(np.mean(lengths))
+    return float(
+        np.mean(
+            [
+                np.linalg.norm(dis_flow(before, after), axis=-1).mean()
+                for clip in luma
+                for before, after in pairwise(clip)
+            ]
+        )
+    )
 
 
 def leaves_band(figures: dict[str, float], reference: dict[str, float], config: GuardConfig) -> list[str]:
@@ -155,6 +158,25 @@ def leaves_band(figures: dict[str, float], reference: dict[str, float], config: 
     return found
 
 
+def is_hacked(figures: dict[str, float], best: dict[str, float] | None, max_drop: float) -> str:
+    """Why the trained reward is no longer to be believed, in words; empty where it is.
+
+    Args:
+        figures: of the samples; without ``held_out`` there is nothing to tell it by.
+        best: the two rewards where the held-out one was highest.
+        max_drop: how far the held-out one may fall below that.
+    """
+    if best is None or HELD_OUT not in figures or REWARD not in figures:
+        return ""
+    reward, held_out = figures[REWARD], figures[HELD_OUT]
+    if reward <= best[REWARD] or held_out >= best[HELD_OUT] - max_drop:  # neither holds for what is no number
+        return ""
+    return (
+        f"the trained reward rose from {best[REWARD]:.3f} to {reward:.3f} while the held-out one fell from "
+        f"{best[HELD_OUT]:.3f} to {held_out:.3f}"
+    )
+
+
 # --- state and decisions -----------------------------------------------------------------------------------
 
 
@@ -167,7 +189,11 @@ class GuardState:
         good_step: step of the last checkpoint whose samples were inside the band.
         outside: steps in a row, up to now, whose samples were not.
         rollbacks: how many there were.
-        rate_scale: product of their factors.
+        rate_scale: product of the factors of the learning rate.
+        reward_scale: product of the factors of the rewards' weights.
+        best: figures of the samples whose held-out reward was highest.
+        history: every judged sample, those that were rolled back included: ``rollbacks`` before it, ``step``,
+            ``figures``, ``reward_scale`` and, where something was wrong, ``verdict`` and ``reason``.
         rolling_back: whether later checkpoints and samples still have to go.
     """
 
@@ -176,6 +202,9 @@ class GuardState:
     outside: list[int] = field(default_factory=list)
     rollbacks: int = 0
     rate_scale: float = 1.0
+    reward_scale: float = 1.0
+    best: dict[str, float] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
     rolling_back: bool = False
 
 
@@ -208,6 +237,17 @@ class Guard:
         if reference:
             self._save(reference=reference)
 
+    @property
+    def advice(self) -> str:
+        """What a person should lower."""
+        return "learning_rate" if self.config.lowers == "learning_rate" else "the weights of the rewards"
+
+    def describe_scale(self) -> str:
+        """What rollbacks left of what they lower."""
+        if self.config.lowers == "learning_rate":
+            return f"{self.state.rate_scale:g} of the learning rate"
+        return f"{self.state.reward_scale:g} of the rewards' weights"
+
     def judge(self, step: int, figures: dict[str, float]) -> tuple[str, str] | None:
         """What has to follow from the samples of a step: an action and its reason, or None.
 
@@ -215,18 +255,37 @@ class Guard:
         """
         if not self.is_on or PREFIX + STATISTICS[0] not in figures:
             return None
+        verdict = self._judge(step, figures)
+        entry = {
+            "rollbacks": self.state.rollbacks,
+            "step": step,
+            "reward_scale": self.state.reward_scale,
+            "figures": {name: value if math.isfinite(value) else None for name, value in figures.items()},
+        }
+        if verdict is not None:
+            entry |= {"verdict": verdict[0], "reason": verdict[1]}
+        key = self.state.rollbacks, step
+        others = [old for old in self.state.history if (old["rollbacks"], old["step"]) != key]
+        self._save(history=[*others, entry])
+        return verdict
+
+    def _judge(self, step: int, figures: dict[str, float]) -> tuple[str, str] | None:
         if self.state.reference is None and step > self.config.start_step:
             self.set_reference(figures)
         if self.state.reference is None or step <= self.config.start_step:
-            self._save(good_step=max(step, self.state.good_step))
+            self._note_good(step, figures)
             return None
-        found = leaves_band(figures, self.state.reference, self.config)
-        if not found:
-            self._save(good_step=max(step, self.state.good_step), outside=[])
+        reasons = []
+        if found := leaves_band(figures, self.state.reference, self.config):
+            reasons.append("samples leave the band: " + ", ".join(found))
+        if hacked := is_hacked(figures, self.state.best, self.config.max_held_out_drop):
+            reasons.append(hacked)
+        if not reasons:
+            self._note_good(step, figures)
             return None
         outside = sorted({*self.state.outside, step})
         self._save(outside=outside)
-        reason = "samples leave the band: " + ", ".join(found)
+        reason = "; ".join(reasons)
         if self.config.action == "warn" or len(outside) < self.config.patience:
             return "warn", reason
         if self.config.action == "rollback" and self.state.rollbacks < self.config.max_rollbacks:
@@ -235,10 +294,23 @@ class Guard:
             reason += f", after {self.state.rollbacks} rollbacks"
         return "stop", reason
 
+    def _note_good(self, step: int, figures: dict[str, float]) -> None:
+        """A step to go back to, unless the held-out reward has fallen there, even if no other has risen."""
+        best, good_step = self.state.best, max(step, self.state.good_step)
+        held_out = figures.get(HELD_OUT, math.nan)
+        if best is not None and held_out < best[HELD_OUT] - self.config.max_held_out_drop:
+            good_step = self.state.good_step
+        if math.isfinite(held_out) and (best is None or held_out > best[HELD_OUT]):
+            best = {HELD_OUT: held_out, REWARD: figures.get(REWARD, 0.0)}
+        self._save(good_step=good_step, outside=[], best=best)
+
     def begin_rollback(self) -> None:
         """Decides, on disk, to go back: a process that is killed after this finishes it when resumed."""
-        scale = self.state.rate_scale * self.config.rate_factor
-        self._save(outside=[], rollbacks=self.state.rollbacks + 1, rate_scale=scale, rolling_back=True)
+        if self.config.lowers == "learning_rate":
+            scales = {"rate_scale": self.state.rate_scale * self.config.rate_factor}
+        else:
+            scales = {"reward_scale": self.state.reward_scale * self.config.weight_factor}
+        self._save(outside=[], rollbacks=self.state.rollbacks + 1, rolling_back=True, **scales)
 
     def finish_rollback(self) -> None:
         """Removes checkpoints and samples after the last good step, where a rollback was begun."""

@@ -30,7 +30,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
-    DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
@@ -60,6 +59,7 @@ from train.checkpoint import (
 )
 from train.guards import Guard, GuardConfig
 from train.optimizer import OptimizerName, make_optimizer
+from train.sharding import Sharding, is_sharded, whole
 from train.trackers import Metrics, TrackerName, progress_line
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,9 @@ class Terminated(Exception):
 class Data(Protocol):
     """Examples by index. ``batch(i)`` must depend on nothing but ``i`` and the data's own settings.
 
-    A batch may name its examples under ``"ids"``; errors then do so, too. The loop adds ``"global_step"``.
+    A batch may name its examples under ``"ids"``; errors then do so, too. The loop adds ``"global_step"``,
+    ``"reward_scale"`` (what the guard left of the rewards' weights), ``"num_slots"`` (batches of one
+    optimizer step over all processes) and ``"slot"`` (which of them this one is).
     """
 
     def batch(self, index: int) -> Batch: ...
@@ -104,6 +106,14 @@ class Task(Protocol):
 
     def save_model(self, network: nn.Module, folder: Path) -> None:
         """Writes ``network`` in the format users load."""
+
+
+@runtime_checkable
+class WantsAverage(Protocol):
+    """A task whose losses need the averaged weights, such as a target of consistency distillation."""
+
+    def set_average(self, average: EMAModel) -> None:
+        """The averages that the loop keeps; their values change with every step."""
 
 
 @runtime_checkable
@@ -239,6 +249,11 @@ class _Run:
             facts = environment(accelerator.device, config.mixed_precision)
             facts |= {"num_processes": accelerator.num_processes, "accumulation_steps": self.accumulation}
             write_json(self.output / "environment.json", facts)
+        self.sharding = Sharding(task.network, accelerator) if is_sharded(accelerator) else None
+        if self.sharding is not None and config.optimizer != "adamw":
+            raise ConfigError(
+                f"optimizer: got {config.optimizer} with FSDP, expected adamw, whose state it spreads"
+            )
         optimizer = make_optimizer(task.network, config.optimizer, config.learning_rate,
             config.weight_decay, config.adam_beta2, accelerator.device)  # fmt: skip
         self.guard = Guard(config.guard, self.output)
@@ -246,14 +261,20 @@ class _Run:
             optimizer, lambda step: self.guard.state.rate_scale * learning_rate_factor(step, config)
         )
         _fill_in_deepspeed(accelerator, config, self.accumulation)
-        task.network, self.optimizer = accelerator.prepare(task.network, optimizer)
+        if self.sharding is None:
+            task.network, self.optimizer = accelerator.prepare(task.network, optimizer)
+        else:
+            self.optimizer = accelerator.prepare_optimizer(optimizer, device_placement=False)
         if accelerator.device.type == "cpu" and isinstance(task.network, DistributedDataParallel):
             task.network.register_comm_hook(None, _average_in_order_of_ranks)
-        self.network = accelerator.unwrap_model(task.network)
+        self.network = task.network if self.sharding is not None else accelerator.unwrap_model(task.network)
         self.ema = EMAModel(
             self.network.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True
         )
-        accelerator.register_for_checkpointing(self.schedule, self.ema)
+        if self.sharding is None:
+            accelerator.register_for_checkpointing(self.schedule, self.ema)
+        if isinstance(task, WantsAverage):
+            task.set_average(self.ema)
         self.generator = torch.Generator(device=accelerator.device)
 
     def train(self) -> Path:
@@ -272,6 +293,7 @@ class _Run:
                 self._optimizer_step()
                 self._log_and_save()
                 self._end_if_asked()
+            self._gather()
             if self.is_main and not (self.output / "model").exists():  # resumed after its last step
                 self._with_ema(self.task.save_model, self.output / "model")
         finally:
@@ -293,7 +315,14 @@ class _Run:
             ) * accelerator.num_processes + accelerator.process_index
             self.generator.manual_seed(self.config.seed * 1_000_003 + index)
             start = time.perf_counter()
-            batch = {**self.data.batch(index), "global_step": self.step}
+            slots = self.accumulation * accelerator.num_processes
+            batch = {
+                **self.data.batch(index),
+                "global_step": self.step,
+                "slot": index % slots,
+                "num_slots": slots,
+                "reward_scale": self.guard.state.reward_scale,
+            }
             self.window.data_seconds += time.perf_counter() - start
             with accelerator.accumulate(network):
                 with accelerator.autocast():
@@ -301,7 +330,7 @@ class _Run:
                 accelerator.backward(losses["loss"])
                 self.window.add(losses, self.step, index, batch.get("ids"))
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+                    norm = self._clip()
                     if norm is None:  # DeepSpeed clips in its own step
                         engine: Any = network
                         norm = losses["loss"].new_tensor(float(engine.get_global_grad_norm() or 0.0))
@@ -312,6 +341,12 @@ class _Run:
         self.ema.step(self.network.parameters())
         self.step += 1
         self.progress.update()
+
+    def _clip(self) -> Tensor | None:
+        parameters, limit = self.task.network.parameters(), self.config.max_grad_norm
+        if self.sharding is None:
+            return self.accelerator.clip_grad_norm_(parameters, limit)
+        return whole(nn.utils.clip_grad_norm_(parameters, limit))
 
     def _log_and_save(self) -> None:
         config, step = self.config, self.step
@@ -327,8 +362,10 @@ class _Run:
                 self._log(means)
         start = time.perf_counter()
         # The model comes before its checkpoint: whoever finds the last checkpoint also finds the model.
-        if self.is_main and (is_last or _is_due(step, config.save_model_every)):
-            self._with_ema(self.task.save_model, self.output / "model")
+        if is_last or _is_due(step, config.save_model_every):
+            self._gather()
+            if self.is_main:
+                self._with_ema(self.task.save_model, self.output / "model")
         if is_checkpoint:
             self._save_checkpoint()
         self.window.start += time.perf_counter() - start
@@ -384,7 +421,21 @@ class _Run:
     def _save_checkpoint(self) -> None:
         best = read_best(self.output)
         spared = {self.guard.state.good_step} | ({best["step"]} if best else set())
-        save_checkpoint(self.accelerator, self.output, self.step, self.config.keep_checkpoints, spared)
+        save_checkpoint(
+            self.accelerator, self.output, self.step, self.config.keep_checkpoints, spared, self._save_state
+        )
+
+    def _save_state(self, folder: Path) -> None:
+        if self.sharding is None:
+            self.accelerator.save_state(str(folder))
+        else:
+            self.sharding.save(self.network, self.optimizer.optimizer, self.ema, folder)
+
+    def _load_state(self, folder: Path) -> None:
+        if self.sharding is None:
+            self.accelerator.load_state(str(folder))
+        else:
+            self.sharding.load(self.network, self.optimizer.optimizer, self.ema, folder)
 
     def _resume(self) -> None:
         if self.is_main:
@@ -397,7 +448,8 @@ class _Run:
         self.ema.to(self.accelerator.device)
 
     def _load(self, checkpoint: Path) -> None:
-        self.step = load_checkpoint(self.accelerator, checkpoint)
+        self.step = load_checkpoint(self.accelerator, checkpoint, self._load_state)
+        self.schedule.last_epoch = self.step
         self.ema.to(self.accelerator.device)
         factor = self.guard.state.rate_scale * learning_rate_factor(self.step, self.config)
         for group in self.optimizer.param_groups:  # the rate may have been lowered since
@@ -415,12 +467,15 @@ class _Run:
         self._load(self.output / "checkpoints" / f"step-{self.guard.state.good_step}")
         if self.metrics is not None:
             self.metrics.rewind(self.step)
-            scale = self.guard.state.rate_scale
-            self.metrics.log({"step": self.step, "rolled_back_from": bad_step, "rate_scale": scale})
+            scales = {
+                "rate_scale": self.guard.state.rate_scale,
+                "reward_scale": self.guard.state.reward_scale,
+            }
+            self.metrics.log({"step": self.step, "rolled_back_from": bad_step, **scales})
         self.window = _Window(self.step)
         self.progress.n = self.step
-        logger.warning("step %d: %s; back to step %d with %g of the learning rate",
-            bad_step, reason, self.step, self.guard.state.rate_scale)  # fmt: skip
+        logger.warning("step %d: %s; back to step %d with %s",
+            bad_step, reason, self.step, self.guard.describe_scale())  # fmt: skip
 
     # --- samples -------------------------------------------------------------------------------------------
 
@@ -441,6 +496,7 @@ class _Run:
         if not is_last and not (self.step and _is_due(self.step, self.config.sample_every)):
             return
         start = time.perf_counter()
+        self._gather()
         verdict = self._sample() if self.is_main else None
         verdict = broadcast_object_list([verdict])[0]
         self.window.start += time.perf_counter() - start
@@ -457,7 +513,7 @@ class _Run:
             self._roll_back(reason)
             return
         raise RuntimeError(
-            f"guard: at step {self.step} {reason}; lower learning_rate and go on from the last good "
+            f"guard: at step {self.step} {reason}; lower {self.guard.advice} and go on from the last good "
             f"checkpoint, step {self.guard.state.good_step}: delete the later ones in "
             f"{self.output}/checkpoints"
         )
@@ -491,9 +547,20 @@ class _Run:
             self._with_ema(self.task.save_model, self.output / "best_model")
             write_best(self.output, self.step, name, figures[name])
 
+    def _gather(self) -> None:
+        """Whole averaged weights for the main process, before it uses them."""
+        if self.sharding is not None:
+            self.sharding.gather(self.ema)
+
     def _with_ema(self, function: Callable[[nn.Module, Path], Any], folder: Path) -> None:
         """Fills ``folder`` with what ``function`` makes of the averaged weights, all of it or nothing."""
         network, device = self.network, self.accelerator.device
+        if self.sharding is not None:
+            assert self.sharding.copy is not None  # of the main process, which alone comes here
+            with whole_folder(folder) as part, torch.random.fork_rng():
+                function(self.sharding.copy.to(device).eval(), part)
+            self.sharding.copy.cpu()
+            return
         was_training = network.training
         with whole_folder(folder) as part:
             self.ema.store(network.parameters())
@@ -527,9 +594,15 @@ class _Window:
             self.batches.append((step, index, ids, values["loss"].detach()))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Over steps and processes."""
-        means = torch.stack([value / self.counts[name] for name, value in self.sums.items()])
-        return dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
+        """Over steps and processes; of what only some batches have, over those."""
+        names = list(self.sums)
+        if accelerator.num_processes > 1:  # processes may have different losses
+            names = list(dict.fromkeys(gather_object(names)))
+        zero = torch.zeros((), device=accelerator.device)
+        sums = torch.stack([self.sums.get(name, zero).to(accelerator.device) for name in names])
+        counts = torch.tensor([float(self.counts.get(name, 0)) for name in names], device=accelerator.device)
+        totals = accelerator.reduce(torch.stack([sums, counts]), "sum")
+        return dict(zip(names, (totals[0] / totals[1]).tolist(), strict=True))
 
     def first_bad(self, name: str) -> str | None:
         """The batch of this process whose loss was the first that is no number, in words."""
@@ -550,13 +623,7 @@ def _accelerator(config: LoopConfig) -> Accelerator:
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     cpu = not alone and not torch.accelerator.is_available()
     patience = InitProcessGroupKwargs(timeout=SAMPLING_TIME)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu, kwargs_handlers=[patience])
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ConfigError(
-            "distributed_type: got FSDP, but averaging, sampling and checkpoints need whole weights on every "
-            "process; use configs/accelerate/4gpu.yaml or 4gpu_deepspeed.yaml"
-        )
-    return accelerator
+    return Accelerator(mixed_precision=config.mixed_precision, cpu=cpu, kwargs_handlers=[patience])
 
 
 def _average_in_order_of_ranks(_: None, bucket: GradBucket) -> Future[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 LossWeighting = Literal["uniform", "min_snr"]
+Points = tuple[tuple[int, float], ...]
+"""(step, value), ascending in their steps; see ``piecewise_linear``."""
 
 
 def diffusion_target(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
@@ -146,6 +149,22 @@ def feature_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """
     target = teacher.detach().float()
     return (student.float() - target).square().mean() / target.square().mean().clamp(min=1e-8)
+
+
+def check_points(name: str, points: Points, largest: float = math.inf) -> None:
+    """Refuses points that are no schedule of weights from 0 to ``largest``.
+
+    Raises:
+        ValueError: with the setting's name.
+    """
+    steps = [step for step, _ in points]
+    values = [value for _, value in points]
+    if not points or steps != sorted(set(steps)) or min(values) < 0 or max(values) > largest:
+        limit = "" if math.isinf(largest) else f" and none over {largest:g}"
+        raise ValueError(
+            f"{name}: got {list(points)}, expected one or more [step, weight] with ascending steps and no "
+            f"negative weight{limit}"
+        )
 
 
 def piecewise_linear(points: Sequence[tuple[int, float]], step: int) -> float:

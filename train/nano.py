@@ -1,4 +1,5 @@
-"""Trains every part of nano from nothing, offline: autoencoder, text tower, latents, teacher, package.
+"""Trains every part of nano from nothing, offline: autoencoder, text tower, latents, teacher, rewards, then
+the package of these, and the student in its two stages.
 
     python train/nano.py all configs/train                                 # `make nano`
     python train/nano.py vae configs/train/nano_vae.yaml --loop.max-steps 100   # one part
@@ -25,6 +26,7 @@ import pydantic
 import torch
 from diffusers import AutoencoderKL
 from pydantic import Field
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
@@ -33,14 +35,18 @@ from hummingbird.nano import world
 from hummingbird.pipelines import HummingbirdPipeline
 from train.command import read_settings, run_command
 from train.dataset import MovingShapesCaptions, MovingShapesFrames, encode_clips
+from train.decoder import DecoderConfig, train_decoder
 from train.loop import LoopConfig, is_finished, run
 from train.reward_task import NanoRewardConfig, train_reward
 from train.shards import encode_shards
+from train.stage1 import Stage1Config, train_stage1
+from train.stage2 import Stage2Config, train_stage2
 from train.tasks import AutoencoderTask, TextTower, TextTowerTask
 from train.teacher import TeacherConfig, train_teacher
 
 NUM_PROCESSES = 2
 """The processes that ``configs/train/nano_teacher*.yaml`` count on: ``batch_size`` is that of one."""
+REWARDS = ("reward_image", "reward_video")
 TEACHER_STAGES = ("nano_teacher_spatial", "nano_teacher_motion", "nano_teacher")
 
 
@@ -97,6 +103,12 @@ class ExportConfig:
 
     model: str
     output: str
+    rewards: tuple[str, ...] = ()
+    """Folders of trained rewards, packed as well."""
+    rewards_output: str = "."
+    """Where each reward becomes a folder of its name."""
+    students: tuple[tuple[str, str], ...] = ()
+    """What stages 1 and 2 leave, and where it is packed: (model, output) each."""
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
@@ -202,25 +214,63 @@ def write_latents(config: LatentsConfig) -> None:
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the pipeline with half-precision weights; loading casts them back to float32."""
-    pipe = HummingbirdPipeline.from_pretrained(config.model)
+    """Packs the teacher."""
+    export_pipeline(config.model, config.output)
+
+
+def export_students(config: ExportConfig) -> None:
+    """Packs what stages 1 and 2 have left so far."""
+    for model, output in config.students:
+        if Path(model).is_dir():
+            export_pipeline(model, output)
+
+
+def export_pipeline(model: str, output: str) -> None:
+    """Writes a pipeline with half-precision weights; loading casts them back to float32."""
+    pipe = HummingbirdPipeline.from_pretrained(model)
     for name in ("vae", "text_encoder", "unet"):
         getattr(pipe, name).half()
-    pipe.save_pretrained(config.output)
-    for path in Path(config.output).rglob("*config.json"):  # drop where a part was loaded from
+    pipe.save_pretrained(output)
+    for path in Path(output).rglob("*config.json"):  # drop where a part was loaded from
         values = json.loads(path.read_text())
         values.pop("_name_or_path", None)
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def export_rewards(config: ExportConfig) -> None:
+    """Writes each reward with half-precision weights, as ``load_reward`` reads them without a checkpoint."""
+    for source in map(Path, config.rewards):
+        kind = json.loads((source / "config.json").read_text())["kind"]
+        folder = Path(config.rewards_output) / f"nano-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text((source / "config.json").read_text())
+        weights = load_file(source / "model.safetensors")
+        halved = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+        save_file(halved, folder / "model.safetensors")
+
+
+def export_all(config: ExportConfig) -> None:
+    export(config)
+    export_rewards(config)
 
 
 PARTS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "vae": (AutoencoderConfig, train_autoencoder),
     "text": (TextTowerConfig, train_text_tower),
     "latents": (LatentsConfig, write_latents),
+    "decoder": (DecoderConfig, train_decoder),
     "reward_image": (NanoRewardConfig, train_reward),
     "reward_video": (NanoRewardConfig, train_reward),
-    "export": (ExportConfig, export),
+    "export": (ExportConfig, export_all),
+    "export_rewards": (ExportConfig, export_rewards),
+    "export_students": (ExportConfig, export_students),
 }
+
+
+STUDENT_STAGES: tuple[tuple[str, type[Any], Callable[[Any], None]], ...] = (
+    ("stage1", Stage1Config, train_stage1),
+    ("stage2", Stage2Config, train_stage2),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,10 +308,32 @@ def train_stage(path: Path) -> None:
         loop = dataclasses.replace(config.loop, batch_size=NUM_PROCESSES * config.loop.batch_size)
         train_teacher(dataclasses.replace(config, loop=loop))
         return
+    _launch("teacher.py", path)
+
+
+def train_student_stage(
+    name: str, config_class: type[Any], function: Callable[[Any], None], path: Path
+) -> None:
+    """One stage of the student; its ``target_global_batch`` holds whatever the number of processes.
+
+    A batch too small to be divided is computed by one process.
+    """
+    config = load_config(config_class, path)
+    if is_finished(config.loop):
+        return
+    divides = (config.loop.target_global_batch or 0) % (NUM_PROCESSES * config.loop.batch_size) == 0
+    if torch.cuda.is_available() or (os.cpu_count() or 1) < NUM_PROCESSES or not divides:
+        function(config)
+    else:
+        _launch(f"{name}.py", path)
+
+
+def _launch(script_name: str, path: Path) -> None:
+    """Runs an entry point in ``NUM_PROCESSES`` processes on the CPU."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    script = str(Path(__file__).with_name("teacher.py"))
+    script = str(Path(__file__).with_name(script_name))
     command = [*launcher, "--nproc_per_node", str(NUM_PROCESSES), script, str(path)]
-    threads = str(cores // NUM_PROCESSES)
+    threads = str((os.cpu_count() or 1) // NUM_PROCESSES)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
     if status := subprocess.run(command, env=environment, check=False).returncode:
         raise RuntimeError(f"{path}: training ended with status {status}; its own message is above")
@@ -279,7 +351,17 @@ def train_all(folder: Path) -> None:
         write_latents(latents)
     for stage in TEACHER_STAGES:
         train_stage(folder / f"{stage}.yaml")
-    export(load_config(ExportConfig, folder / "nano_export.yaml"))
+    for name in REWARDS:
+        reward = load_config(NanoRewardConfig, folder / f"nano_{name}.yaml")
+        if not is_finished(reward.loop):
+            train_reward(reward)
+    packing = load_config(ExportConfig, folder / "nano_export.yaml")
+    export_all(packing)
+    for name, config_class, function in STUDENT_STAGES:
+        # The debug twins stand for the recipes of the full size as well, and are not named after nano.
+        path = folder / f"nano_{name}.yaml"
+        train_student_stage(name, config_class, function, path if path.is_file() else folder / f"{name}.yaml")
+        export_students(packing)  # stage 2 starts from what stage 1 packed
 
 
 if __name__ == "__main__":

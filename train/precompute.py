@@ -48,7 +48,7 @@ class PrecomputeConfig:
     source: str
     """Output folder of `python -m data_pipeline run`, or a CSV with one video and caption per row."""
     output: str
-    model: str = "nano"
+    model: str = "nano-teacher"
     """Embedded model or pipeline folder whose autoencoder and text encoder are used."""
     videos: str | None = None
     """Folder that the CSV's paths are relative to; None is the CSV's own."""
@@ -223,7 +223,11 @@ class Store:
         with atomic_path(path) as part:
             save_file(tensors, part)
         # Without an entry here the file does not count, so a process killed in between encodes it again.
-        self.files[name] = {"sha256": sha256_of(path), "ids": [item.clip_id for item, _, _ in items]}
+        self.files[name] = {
+            "sha256": sha256_of(path),
+            "ids": [item.clip_id for item, _, _ in items],
+            "captions": [item.caption for item, _, _ in items],  # rewards read them with their own encoders
+        }
         write_json(self.folder / CHECKSUMS, self.files)
 
 

@@ -19,9 +19,9 @@ from hummingbird.config import ConfigError, config_dataclass
 from hummingbird.nano import world
 from hummingbird.rewards.frame_selection import FrameSelection
 from hummingbird.rewards.nano import (
-    NANO_PREPROCESSING,
     Kind,
     build_nano_network,
+    nano_preprocessing,
     nano_tokenizer,
     tokenize_prompts,
 )
@@ -47,13 +47,14 @@ class NanoRewardConfig:
     loop: LoopConfig
     kind: Kind
     embed_dim: Count = 64
-    width: Count = 96
-    """Of the vision tower."""
-    layers: Count = 4
-    """Of the vision tower's attention: over patches of a frame, or over frames of a clip."""
-    heads: Count = 4
-    patch_size: Count = 8
-    """Of ``image``."""
+    image_size: Count = world.IMAGE_SIZE
+    """Side that frames are shrunk to."""
+    width: Count = 16
+    """Of the vision tower. Of ``image``, that of open_clip's residual network after its stem."""
+    layers: Count = 1
+    """Of the vision tower: residual blocks of each of four stages, or attention over the frames of a clip."""
+    heads: Count = 8
+    """Of the vision tower's attention; of ``image``, that which pools."""
     channels: tuple[int, ...] = (32, 64, 64, 64)
     """Of ``video``: one per convolution, each a multiple of 4."""
     num_frames: Annotated[int, Field(ge=1, le=world.NUM_FRAMES)] = 8
@@ -82,15 +83,14 @@ def model_config(config: NanoRewardConfig, tokenizer: Any) -> dict[str, Any]:
     vision: dict[str, Any]
     if config.kind == "image":
         vision = {
-            "image_size": world.IMAGE_SIZE,
-            "patch_size": config.patch_size,
+            "image_size": config.image_size,
             "width": config.width,
-            "layers": config.layers,
-            "head_width": config.width // config.heads,
+            "layers": [config.layers] * 4,
+            "head_width": config.width * 32 // config.heads,
         }
     else:
         vision = {
-            "image_size": world.IMAGE_SIZE,
+            "image_size": config.image_size,
             "channels": list(config.channels),
             "width": config.width,
             "layers": config.layers,
@@ -149,11 +149,10 @@ def render_frames(
     items: Sequence[world.Attributes], selection: FrameSelection, rng: np.random.Generator
 ) -> Tensor:
     """Clips as a reward is given them: float32 (B, F, 3, 64, 64) in [0, 1]; each with picks of its own."""
-    clips = world.render_clips(items, rng)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    picks = torch.tensor([selection.indices(world.NUM_FRAMES, generator) for _ in items])
-    chosen = clips[torch.arange(len(items))[:, None], picks]  # (B, F, H, W, 3)
-    return chosen.movedim(-1, 2).float() / 255.0
+    picks = np.array([selection.indices(world.NUM_FRAMES, generator) for _ in items])
+    clips = world.render_clips(items, rng, frame_indices=picks)  # (B, F, H, W, 3)
+    return clips.movedim(-1, 2).float() / 255.0
 
 
 def with_wrong_value(
@@ -224,7 +223,7 @@ class NanoRewardTask:
         return {"loss": loss, "batch_accuracy": found.float().mean(), "logit_scale": scale}
 
     def _pixels(self, frames: Tensor) -> Tensor:
-        pixels = preprocess(frames, NANO_PREPROCESSING)
+        pixels = preprocess(frames, nano_preprocessing(self.config.image_size))
         return pixels[:, 0] if self.config.kind == "image" else pixels
 
     def _labels(self, indices: Tensor) -> Tensor:
@@ -271,7 +270,7 @@ def retrieval_accuracy(
     right: dict[str, int] = dict.fromkeys(VISIBLE[config.kind], 0)
     for start in range(0, len(items), 64):
         part = items[start : start + 64]
-        pixels = preprocess(frames[start : start + 64], NANO_PREPROCESSING)
+        pixels = preprocess(frames[start : start + 64], nano_preprocessing(config.image_size))
         features = network.encode_image(pixels[:, 0] if config.kind == "image" else pixels)
         for name in right:
             captions = [
@@ -294,8 +293,12 @@ def build_task(config: NanoRewardConfig) -> NanoRewardTask:
     """
     if config.width % config.heads or config.text_width % config.text_heads:
         raise ConfigError("width, text_width: expected multiples of heads and text_heads")
-    if config.kind == "image" and world.IMAGE_SIZE % config.patch_size:
-        raise ConfigError(f"patch_size: got {config.patch_size}, expected a divisor of {world.IMAGE_SIZE}")
+    halvings = 5 if config.kind == "image" else len(config.channels)
+    if config.image_size % 2**halvings:
+        raise ConfigError(
+            f"image_size: got {config.image_size}, expected a multiple of {2**halvings}, because the network "
+            f"halves it {halvings} times"
+        )
     if config.kind == "video" and any(channels < 4 or channels % 4 for channels in config.channels):
         raise ConfigError(f"channels: got {config.channels}, expected multiples of 4")
     tokenizer = nano_tokenizer()

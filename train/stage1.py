@@ -22,17 +22,14 @@ from pydantic import Field
 from hummingbird import HummingbirdPipeline
 from hummingbird.config import ConfigError, config_dataclass
 from hummingbird.models import UNetSpatioTemporalModel
-from hummingbird.nano import world
 from hummingbird.pruning import prune_unet
 from hummingbird.pruning.plan import load_plan
-from train.buckets import BucketedClips
 from train.command import read_settings, run_command
-from train.dataset import CaptionedLatents, LatentClips, MovingShapesLatents, open_latents
+from train.dataset import LatentClips
 from train.distillation import DistillationConfig, DistillationTask
 from train.loop import LoopConfig, run
 from train.losses import LossWeighting
-
-StudentData = LatentClips | CaptionedLatents | MovingShapesLatents | BucketedClips
+from train.sources import EncodedClips, load_model, open_clips
 
 
 @config_dataclass
@@ -69,7 +66,7 @@ class Stage1Config:
     """Pruning and distillation of one teacher."""
 
     loop: LoopConfig
-    teacher: str = "nano"
+    teacher: str = "nano-teacher"
     """An embedded model, or a folder of a pipeline; a checkpoint becomes one by `hummingbird convert`."""
     student: StudentConfig = StudentConfig()
     latents: str | None = None
@@ -84,11 +81,13 @@ class Stage1Config:
     sample_prompts: tuple[str, ...] = ()
     """Prompts of the sample videos instead."""
     num_sample_steps: Annotated[int, Field(ge=1)] = 25
+    sample_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Sample videos made at once; 0 makes all of them."""
     diffusion: ForwardConfig = ForwardConfig()
     distillation: DistillationConfig = DistillationConfig()
 
 
-def build_task(config: Stage1Config) -> tuple[DistillationTask, StudentData]:
+def build_task(config: Stage1Config) -> tuple[DistillationTask, EncodedClips]:
     """Student, teacher and data.
 
     Raises:
@@ -103,9 +102,16 @@ def build_task(config: Stage1Config) -> tuple[DistillationTask, StudentData]:
             "loop.guard: judges sample clips, and none are asked for; set num_sample_prompts or "
             "sample_prompts, or loop.guard.action to off"
         )
-    teacher = _load(config.teacher, "teacher")
+    teacher = load_model(config.teacher, "teacher")
     student = build_student(config, teacher.unet)
-    data = _data(config, teacher)
+    data = open_clips(
+        config.latents,
+        teacher,
+        config.loop.batch_size,
+        config.loop.seed,
+        config.num_frames,
+        config.caption_dropout,
+    )
     gate_batch = None
     if isinstance(data, LatentClips):
         assert config.latents is not None  # data comes from there
@@ -122,6 +128,7 @@ def build_task(config: Stage1Config) -> tuple[DistillationTask, StudentData]:
         num_sample_prompts=config.num_sample_prompts,
         sample_prompts=config.sample_prompts,
         num_sample_steps=config.num_sample_steps,
+        sample_batch_size=config.sample_batch_size,
         default_call=dict(teacher.config.default_call),
     )
     return task, data
@@ -131,7 +138,7 @@ def build_student(config: Stage1Config, teacher: UNetSpatioTemporalModel) -> UNe
     """The network to train, in float32; the teacher is not touched."""
     settings = config.student
     if settings.model is not None:
-        student = _load(settings.model, "student.model").unet
+        student = load_model(settings.model, "student.model").unet
     elif settings.random_weights:
         assert settings.plan is not None  # validated
         student = teacher
@@ -147,16 +154,6 @@ def build_student(config: Stage1Config, teacher: UNetSpatioTemporalModel) -> UNe
     return student.requires_grad_(True)
 
 
-def _load(model: str, name: str) -> HummingbirdPipeline:
-    try:
-        return HummingbirdPipeline.from_pretrained(model, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{name}: cannot load {model!r} ({' '.join(str(error).split())[:200]}); expected nano, or a "
-            "folder with model_index.json: `hummingbird convert` makes one of a checkpoint"
-        ) from error
-
-
 def _scheduler(config: ForwardConfig, teacher: HummingbirdPipeline) -> object:
     given = {
         "prediction_type": config.prediction_type,
@@ -170,35 +167,6 @@ def _scheduler(config: ForwardConfig, teacher: HummingbirdPipeline) -> object:
             "use v_prediction (Lin et al., arXiv 2305.08891, section 3.2)"
         )
     return scheduler
-
-
-def _data(config: Stage1Config, teacher: HummingbirdPipeline) -> StudentData:
-    batch_size, seed = config.loop.batch_size, config.loop.seed
-    if config.latents is not None:
-        path, dropout = Path(config.latents), config.caption_dropout
-        data: StudentData
-        if path.is_dir():
-            data = BucketedClips(path, batch_size, seed, dropout)
-            sys.stderr.write("".join(f"data: {line}\n" for line in data.report))
-            channels = data.channels
-            data.check_sizes(2 ** (len(teacher.unet.config.channel_mult) - 1))
-        else:
-            data = open_latents(path, batch_size, seed, config.num_frames, dropout)
-            channels = data.latents.shape[2]
-        if channels != teacher.unet.config.in_channels:
-            raise ValueError(
-                f"latents: {config.latents} has {channels} channels, the teacher "
-                f"{teacher.unet.config.in_channels}; encode the clips with the teacher's autoencoder"
-            )
-        return data
-    call = teacher.default_call
-    size = world.IMAGE_SIZE
-    if (call["height"], call["width"]) != (size, size):
-        raise ConfigError(
-            f"latents: expected a file, because the moving-shapes world has {size}x{size} pixels and this "
-            f"teacher makes {call['height']}x{call['width']}"
-        )
-    return MovingShapesLatents(teacher.vae, batch_size, seed, config.num_frames, config.caption_dropout)
 
 
 def train_stage1(config: Stage1Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class AutoencoderTask:
         pixels = batch["pixels"].to(_device(self.network))
         decoded, mean, logvar = self.network(pixels, generator)
         error = (decoded - pixels).abs()
-        edges = _edge_strength(pixels)
+        edges = edge_strength(pixels)
         reconstruction = ((error + error.square()) * (1.0 + self.edge_weight * edges)).mean()
         kl = kl_divergence(mean, logvar)
         loss = reconstruction + self.kl_weight * kl
@@ -95,7 +95,7 @@ class AutoencoderTask:
         vae.save_pretrained(folder)
 
 
-def _edge_strength(pixels: Tensor) -> Tensor:
+def edge_strength(pixels: Tensor) -> Tensor:
     """1 near outlines, 0 on flat ground: (B, 3, H, W) -> (B, 1, H, W)."""
     spread = F.max_pool2d(pixels, 3, 1, 1) + F.max_pool2d(-pixels, 3, 1, 1)
     return F.max_pool2d((spread.amax(dim=1, keepdim=True) > 0.15).float(), 3, 1, 1)
@@ -192,6 +192,7 @@ class DenoisingTask:
         num_sample_prompts: sample videos, half of unseen combinations; 0 for none.
         sample_prompts: prompts of the sample videos instead of those of the moving-shapes world.
         num_sample_steps: steps of the sample videos.
+        sample_batch_size: sample videos made at once; 0 makes all of them.
         default_call: call arguments of the sample videos; the saved pipeline carries them as its defaults.
 
     Reference:
@@ -211,6 +212,7 @@ class DenoisingTask:
         num_sample_prompts: int = 16,
         sample_prompts: Sequence[str] = (),
         num_sample_steps: int = 25,
+        sample_batch_size: int = 0,
         default_call: dict[str, Any] | None = None,
     ) -> None:
         self.network: Any = network
@@ -220,7 +222,7 @@ class DenoisingTask:
         self.gate_batch = gate_batch
         self.weighting, self.timestep_shift = weighting, timestep_shift
         self.num_sample_prompts, self.sample_prompts = num_sample_prompts, sample_prompts
-        self.num_sample_steps = num_sample_steps
+        self.num_sample_steps, self.sample_batch_size = num_sample_steps, sample_batch_size
         self.default_call = default_call or {}
         self._encodes_captions = False
 
@@ -332,15 +334,23 @@ class DenoisingTask:
             return figures
         return figures | self.sample_videos(self.pipeline(network), folder)
 
-    def sample_videos(self, pipe: HummingbirdPipeline, folder: Path) -> dict[str, float]:
+    def rate_clips(self, frames: np.ndarray, prompts: Sequence[str]) -> dict[str, float]:
+        """Further figures of sample videos (B, F, H, W, 3) in [0, 1]."""
+        return {}
+
+    def sample_videos(
+        self, pipe: HummingbirdPipeline, folder: Path, call: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
         """Videos of fixed prompts and seeds: the first as a file, all on a contact sheet, and what they show.
 
         Args:
             pipe: with the network to sample from; its other parts are this task's.
             folder: exists.
+            call: arguments over those of ``default_call`` and ``num_sample_steps``.
 
         Returns:
-            Statistics of the clips and, for prompts of the moving-shapes world, what the oracle says.
+            Statistics of the clips, what ``rate_clips`` says and, for prompts of the moving-shapes world,
+            what the oracle says.
         """
         device = _device(pipe.unet)
         for part in (self.vae, self.text_encoder):
@@ -349,10 +359,16 @@ class DenoisingTask:
         items = [] if self.sample_prompts else world.evaluation_prompts(self.num_sample_prompts, seed=1)
         prompts = list(self.sample_prompts) or [item.prompt for item in items]
         generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-        settings = {**self.default_call, "num_inference_steps": self.num_sample_steps}
+        settings = {**self.default_call, "num_inference_steps": self.num_sample_steps, **(call or {})}
         # Not every CPU has instructions for bfloat16, and without them it takes many times longer.
+        at_once = self.sample_batch_size or len(prompts)
+        parts = []
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-            frames = np.asarray(pipe(prompts, generator=generators, output_type="np", **settings).frames)
+            for start in range(0, len(prompts), at_once):
+                some = slice(start, start + at_once)
+                made = pipe(prompts[some], generator=generators[some], output_type="np", **settings)
+                parts.append(np.asarray(made.frames))
+        frames = np.concatenate(parts)
         self.vae.to("cpu")
         if not self._encodes_captions:
             self.text_encoder.to("cpu")
@@ -365,6 +381,7 @@ class DenoisingTask:
             accuracy = summarize(records)["accuracy"]
             figures |= {f"sample_{name}": share for name, share in accuracy.items()}
             titles = [f"{record['prompt']} | {' '.join(record['seen'].values())}" for record in records]
+        figures |= self.rate_clips(frames, prompts)
         contact_sheet(list(videos), titles).save(folder / "samples.png")
         write_video(videos[0], folder / "sample-0.mp4", fps=float(pipe.default_call["fps"]))
         return figures

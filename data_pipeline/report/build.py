@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.pipeline import PipelineConfig
-from data_pipeline.report.page import Mark, short
 from data_pipeline.report.pictures import Look, draw_all
 from data_pipeline.report.sections import SPANS, Run, Sheet, whole_page
 from data_pipeline.report.survey import Survey, survey
@@ -24,6 +23,7 @@ from data_pipeline.stages.ingest import IngestError
 from data_pipeline.storage import is_url
 from hummingbird.config import ConfigError, load_config
 from hummingbird.manifest import STATUSES
+from hummingbird.page import Mark, short
 from hummingbird.video_io import atomic_path
 
 __all__ = ["ReportSummary", "write_report"]

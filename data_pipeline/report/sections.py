@@ -16,7 +16,9 @@ import numpy as np
 from data_pipeline.journal import read_values
 from data_pipeline.pipeline import PipelineConfig
 from data_pipeline.progress import PACE_FILE, Pace, read_pace
-from data_pipeline.report.page import (
+from data_pipeline.report.survey import Survey
+from hummingbird.manifest import SCORES, STATUSES
+from hummingbird.page import (
     Html,
     Mark,
     bar,
@@ -29,8 +31,6 @@ from data_pipeline.report.page import (
     short,
     table,
 )
-from data_pipeline.report.survey import Survey
-from hummingbird.manifest import SCORES, STATUSES
 
 __all__ = ["SPANS", "Run", "Sheet", "whole_page"]
 

@@ -70,6 +70,37 @@ def read_lora(unet: nn.Module, tensors: Sequence[Recipe]) -> dict[str, tuple[Rec
     return pairs
 
 
+def export_lora(unet: nn.Module, adapter: str = "default") -> list[torch.Tensor]:
+    """Write the inverse of ``read_lora``: the list of a network that peft added low-rank updates to.
+
+    Args:
+        unet: With the adapter on every layer that the list names; weights may be anywhere.
+        adapter: Its name.
+
+    Returns:
+        Up and down matrices by turns, on the CPU; a scale other than 1 goes into the up matrices.
+
+    Raises:
+        LoraError: A layer of the list has no update, or one is not of the plain kind.
+    """
+    tensors: list[torch.Tensor] = []
+    wrapped = ""
+    for name, module in unet.named_modules():
+        layers = getattr(module, "lora_A", None)
+        if layers is not None and adapter in layers:
+            up, down = module.lora_B[adapter], layers[adapter]  # type: ignore[union-attr,index]
+            if up.bias is not None or getattr(module, "use_dora", {}).get(adapter):
+                raise LoraError(f"LoRA: the update of {name} is more than two matrices")
+            scale = float(module.scaling[adapter])  # type: ignore[union-attr,index,arg-type]
+            tensors += [(up.weight.detach() * scale).cpu(), down.weight.detach().cpu()]
+            wrapped = name + "."
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)) and not (
+            wrapped and name.startswith(wrapped)
+        ):
+            raise LoraError(f"LoRA: {name} has no update named {adapter!r}; every layer needs one")
+    return tensors
+
+
 def merge(
     base: Recipe, up: Recipe, down: Recipe, *, scale: float = 1.0, dtype: torch.dtype | None = None
 ) -> Recipe:

@@ -1,4 +1,4 @@
-"""Measuring how well a model follows its prompts."""
+"""Measuring how well a model follows its prompts, and what its videos are like."""
 
 from hummingbird.evaluation.moving_shapes import evaluate_moving_shapes, judge_videos, summarize
 

@@ -129,6 +129,11 @@ class Attributes:
         )
 
 
+def motion_phrase(motion: str) -> str:
+    """The canonical words for a motion: ``upright`` is "moving diagonally up"."""
+    return _MOTION_PHRASES[motion][0]
+
+
 def all_captions() -> Iterator[tuple[str, Attributes]]:
     """Every caption the world can produce, canonical ones included (about 10^5)."""
     for attributes in all_attributes():
@@ -220,6 +225,7 @@ def render_clips(
     *,
     num_frames: int = NUM_FRAMES,
     scale: int = 1,
+    frame_indices: np.ndarray | None = None,
 ) -> Tensor:
     """Renders one clip for each element of ``attributes``.
 
@@ -228,9 +234,11 @@ def render_clips(
         rng: draws radius, place, amplitude, colour jitter and gradient.
         num_frames: F, at least 1; the same motion is stretched over them.
         scale: the same clips drawn this many times as large, with edges as sharp in pixels; at least 1.
+        frame_indices: (B, n) integers in [0, F): draws only these frames of each clip, as they are in the
+            whole one. None draws all F.
 
     Returns:
-        uint8 tensor (B, F, 64 scale, 64 scale, 3), RGB.
+        uint8 tensor (B, F or n, 64 scale, 64 scale, 3), RGB.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames: got {num_frames}, expected at least 1")
@@ -240,12 +248,14 @@ def render_clips(
     tracks = np.empty((count, num_frames, 3), dtype=np.float32)  # centre x, centre y, radius
     for index, item in enumerate(attributes):
         tracks[index] = _track(item, rng, num_frames)
+    if frame_indices is not None:
+        tracks = np.take_along_axis(tracks, frame_indices[..., None], axis=1)
     indices = np.array([a.indices for a in attributes], dtype=np.int64).reshape(count, 4)
     color = _jitter(COLOR_RGB[indices[:, 1]], rng)
     size = IMAGE_SIZE * scale
     background = _background(_jitter(BACKGROUND_RGB[indices[:, 3]], rng), rng, size)
 
-    video = torch.empty(count, num_frames, size, size, 3, dtype=torch.uint8)
+    video = torch.empty(count, tracks.shape[1], size, size, 3, dtype=torch.uint8)
     for shape_index, shape in enumerate(SHAPES):
         rows = np.flatnonzero(indices[:, 0] == shape_index)
         for part in np.array_split(rows, -(-len(rows) // 8)) if len(rows) else ():

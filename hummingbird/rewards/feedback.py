@@ -6,7 +6,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,7 @@ def reward_loss(
     generator: torch.Generator,
     chunk_size: int = 1,
     use_checkpoint: bool = True,
+    embed_prompts: Callable[[Reward, Sequence[str]], Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The negative weighted sum of mean scores of latents.
 
@@ -148,6 +149,8 @@ def reward_loss(
         generator: Draws frames and crops.
         chunk_size: See ``decode_frames``.
         use_checkpoint: See ``decode_frames``.
+        embed_prompts: Where a reward's features of prompts come from, such as a cache; its own method where
+            left out.
 
     Returns:
         The loss, a float32 scalar, and figures by name, without gradients: ``reward/NAME`` the mean score,
@@ -166,7 +169,12 @@ def reward_loss(
             selection = term.frame_selection or term.reward.frame_selection
             indices = selection.indices(latents.shape[2], generator)
             frames = decode_frames(vae, leaf, indices, chunk_size=chunk_size, use_checkpoint=use_checkpoint)
-            score = term.reward(frames, prompts, generator=generator).mean()
+            text = (
+                term.reward.embed_prompts(prompts)
+                if embed_prompts is None
+                else embed_prompts(term.reward, prompts)
+            )
+            score = term.reward(frames, prompt_embeds=text, generator=generator).mean()
             (part,) = torch.autograd.grad(-weight * score, leaf)
         total = total - weight * score.detach()
         gradient = gradient + part.float()

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hummingbird.rewards.base import Reward
-from hummingbird.rewards.hpsv2 import HPSV2_CONFIG, HPSv2Reward
-from hummingbird.rewards.internvideo2 import INTERNVIDEO2_CONFIG, InternVideo2Reward
-from hummingbird.rewards.nano import nano_reward_from_config, read_nano_config
-from hummingbird.rewards.pickscore import PICKSCORE_CONFIG, PickScoreReward
+from hummingbird.rewards.hpsv2 import HPSV2_CONFIG, HPSv2Reward, build_clip
+from hummingbird.rewards.internvideo2 import INTERNVIDEO2_CONFIG, InternVideo2Network, InternVideo2Reward
+from hummingbird.rewards.nano import (
+    NanoImageReward,
+    NanoVideoReward,
+    build_nano_network,
+    nano_preprocessing,
+    nano_reward_from_config,
+    read_nano_config,
+)
+from hummingbird.rewards.pickscore import PICKSCORE_CONFIG, PickScoreReward, build_clip_model
 from hummingbird.rewards.preprocess import Preprocessing
-from hummingbird.rewards.viclip import VICLIP_CONFIG, ViCLIPReward
+from hummingbird.rewards.viclip import VICLIP_CONFIG, ViCLIPNetwork, ViCLIPReward
 from hummingbird.rewards.weights import open_weights
 
 REWARDS: dict[str, tuple[Callable[..., Reward], Mapping[str, Any], str]] = {
@@ -28,6 +36,13 @@ REWARDS: dict[str, tuple[Callable[..., Reward], Mapping[str, Any], str]] = {
     ),
 }
 """Name -> its class's ``from_config``, the public checkpoint's configuration, what to download."""
+_SHELLS: dict[str, tuple[Callable[[nn.Module], Reward], Callable[[Any], nn.Module], Mapping[str, Any]]] = {
+    "hpsv2": (HPSv2Reward, build_clip, HPSV2_CONFIG),
+    "pickscore": (PickScoreReward, build_clip_model, PICKSCORE_CONFIG),
+    "viclip": (ViCLIPReward, ViCLIPNetwork, VICLIP_CONFIG),
+    "internvideo2": (InternVideo2Reward, InternVideo2Network, INTERNVIDEO2_CONFIG),
+}
+"""Name -> its class, what builds its network, the public checkpoint's configuration."""
 _NANO = {"nano-image": "image", "nano-video": "video"}
 _NANO_WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
 
@@ -77,6 +92,35 @@ def load_reward(
         beside = (path if path.is_dir() else path.parent) / "vocab.txt"
         options["vocabulary"] = vocabulary or (beside if beside.is_file() else None)
     return build(config or public_config, open_weights(checkpoint), **options).to(device)
+
+
+def reward_shell(
+    name: str, checkpoint: str | Path | None = None, dtype: torch.dtype = torch.float32
+) -> Reward:
+    """Build a reward without weights, on the meta device, for counting; the public files are not read.
+
+    Args:
+        name: As ``load_reward`` takes it.
+        checkpoint: Of the nano ones, a trained folder whose configuration counts.
+        dtype: Of the weights.
+
+    Raises:
+        ValueError: An unknown name.
+        FileNotFoundError: A nano one without its configuration.
+    """
+    with torch.device("meta"):
+        if name in _NANO:
+            kind = _NANO[name]
+            config = read_nano_config(_nano_folder(name, checkpoint), kind)  # type: ignore[arg-type]
+            model = config["model"]
+            network = build_nano_network(kind, model)  # type: ignore[arg-type]
+            preprocessing = nano_preprocessing(model["vision_cfg"]["image_size"])
+            nano_class = NanoImageReward if kind == "image" else NanoVideoReward
+            return nano_class(network, preprocessing).to(dtype)
+        if name not in _SHELLS:
+            raise ValueError(f"reward: got {name!r}, expected one of {', '.join([*_SHELLS, *_NANO])}")
+        reward_class, build, public_config = _SHELLS[name]
+        return reward_class(build(public_config)).to(dtype)
 
 
 def _nano_folder(name: str, checkpoint: str | Path | None) -> Path:

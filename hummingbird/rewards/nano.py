@@ -17,7 +17,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from hummingbird.checkpoints.key_map import Recipe
-from hummingbird.nano import resolve, world
+from hummingbird.nano import resolve
 from hummingbird.rewards.base import ImageReward, VideoReward
 from hummingbird.rewards.hpsv2 import build_clip
 from hummingbird.rewards.preprocess import Preprocessing, Triple
@@ -26,7 +26,11 @@ from hummingbird.rewards.weights import as_recipes, load_network
 Kind = Literal["image", "video"]
 
 _CENTRE: Triple = (0.5, 0.5, 0.5)
-NANO_PREPROCESSING = Preprocessing(size=world.IMAGE_SIZE, resize="stretch", mean=_CENTRE, std=_CENTRE)
+
+
+def nano_preprocessing(image_size: int) -> Preprocessing:
+    """Frames as a nano network of this input size sees them."""
+    return Preprocessing(size=image_size, resize="stretch", mean=_CENTRE, std=_CENTRE)
 
 
 def nano_tokenizer() -> Any:
@@ -42,7 +46,8 @@ class FrameStack(nn.Module):
     """A clip into one vector: convolutions on each frame, then attention over frames.
 
     The last feature map is flattened, not averaged, so that a frame's vector tells where things are; how that
-    changes over frames is the motion.
+    changes over frames is the motion. Frames are flattened as well: averaged over them, left and right or
+    growing and shrinking differ in nothing but small embeddings of positions, and are not told apart.
 
     Args:
         image_size: Side of a frame in pixels.
@@ -78,13 +83,13 @@ class FrameStack(nn.Module):
         self.positional_embedding = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        self.proj = nn.Parameter(torch.randn(num_frames * width, embed_dim) * (num_frames * width) ** -0.5)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, F, 3, H, W) -> (B, embed_dim)."""
         vectors = self.frame_encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         hidden = self.transformer(vectors + self.positional_embedding)
-        return self.ln_post(hidden.mean(dim=1)) @ self.proj
+        return self.ln_post(hidden).flatten(1) @ self.proj
 
 
 class VideoCLIP(nn.Module):
@@ -180,7 +185,7 @@ def nano_reward_from_config(
     Args:
         config: ``{"kind": "image" | "video", "model": ...}``.
         state_dict: The weights, any floating type.
-        preprocessing: In place of ``NANO_PREPROCESSING``.
+        preprocessing: In place of ``nano_preprocessing``.
         dtype: Of the weights.
 
     Raises:
@@ -194,12 +199,13 @@ def nano_reward_from_config(
         network = build_nano_network(kind, config["model"])
     cls = NanoImageReward if kind == "image" else NanoVideoReward
     load_network(network, as_recipes(state_dict), name=cls.name, dtype=dtype)
-    return cls(network, preprocessing or NANO_PREPROCESSING)
+    size = config["model"]["vision_cfg"]["image_size"]
+    return cls(network, preprocessing or nano_preprocessing(size))
 
 
 # What a configuration may hold: it comes from outside, and open_clip's has options that download networks.
 _VISION_KEYS: dict[Kind, set[str]] = {
-    "image": {"image_size", "patch_size", "width", "layers", "head_width"},
+    "image": {"image_size", "width", "layers", "head_width"},
     "video": {"image_size", "channels", "width", "layers", "heads", "num_frames"},
 }
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "pad_id", "eos_id", "pool_type"}
@@ -241,25 +247,33 @@ def _is_model(kind: Kind, model: Any) -> bool:
         return False
     if set(vision) != _VISION_KEYS[kind] or set(text) != _TEXT_KEYS or text["pool_type"] != "eos":
         return False
-    channels = vision.get("channels", [4])
-    if not isinstance(channels, list) or not 1 <= len(channels) <= _MAX_CHANNELS:
+    # A list in open_clip's `layers` asks for its residual network: blocks of each of four stages.
+    list_name = "layers" if kind == "image" else "channels"
+    listed = vision[list_name]
+    if not isinstance(listed, list) or not 1 <= len(listed) <= _MAX_CHANNELS:
         return False
-    numbers = [*vision.values(), *text.values(), *channels, model["embed_dim"]]
-    numbers = [number for number in numbers if number is not channels and number != "eos"]
+    named = {f"vision {name}": value for name, value in vision.items() if name != list_name}
+    named |= {name: value for name, value in text.items() if name != "pool_type"}
+    numbers = [*named.values(), *listed, model["embed_dim"]]
     if any(type(number) is not int or not 0 <= number <= _MAX_NUMBER for number in numbers):
         return False
-    positive = [number for name, number in text.items() if name not in ("pad_id", "eos_id", "pool_type")]
-    positive += [number for number in vision.values() if number is not channels]
-    if (
-        min(*positive, *channels, model["embed_dim"]) < 1
-        or max(vision["layers"], text["layers"]) > _MAX_LAYERS
-    ):
+    if min(number for name, number in named.items() if name not in ("pad_id", "eos_id")) < 1:
         return False
-    heads_fit = vision["width"] % vision.get("head_width", vision.get("heads")) == 0
+    if min(*listed, model["embed_dim"]) < 1 or text["width"] % text["heads"]:
+        return False
+    if max(text["pad_id"], text["eos_id"]) >= text["vocab_size"] or text["layers"] > _MAX_LAYERS:
+        return False
+    if kind == "image":
+        return (
+            len(listed) == 4
+            and max(listed) <= _MAX_LAYERS
+            and vision["width"] <= _MAX_NUMBER // 32
+            and vision["width"] * 32 % vision["head_width"] == 0
+            and vision["image_size"] % 32 == 0
+        )
     return (
-        heads_fit
-        and text["width"] % text["heads"] == 0
-        and max(text["pad_id"], text["eos_id"]) < text["vocab_size"]
-        and all(number % 4 == 0 for number in channels)
-        and vision["image_size"] % vision.get("patch_size", 2 ** len(channels)) == 0
+        vision["layers"] <= _MAX_LAYERS
+        and vision["width"] % vision["heads"] == 0
+        and all(number % 4 == 0 for number in listed)
+        and vision["image_size"] % 2 ** len(listed) == 0
     )

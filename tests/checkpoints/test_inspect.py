@@ -184,7 +184,7 @@ def test_other_noise_schedules_are_refused(tmp_path: Path) -> None:
 
 
 def test_folders(tiny_model: Path, tmp_path: Path) -> None:
-    embedded = nano.resolve("nano")
+    embedded = nano.resolve("nano-teacher")
     assert embedded is not None
     report = inspect_checkpoint(embedded)
     assert report.components == {"unet": 5_948_612, "vae": 681_911, "text_encoder": 105_728}

@@ -115,13 +115,13 @@ def test_killed_workers_killed_actors_and_hangs(cluster: str, tmp_path: Path) ->
     kinds = ["raise", "full disk", "die", "die once", "hang", "kill actor", "kill actor once"]
     kinds += [f"fine{n}" for n in range(4)]
     arguments = {how: (how, str(tmp_path / how.replace(" ", "_"))) for how in kinds}
-    found = outcomes(kill_and_misbehave, arguments, RayConfig(), timeout_s=20)
+    found = outcomes(kill_and_misbehave, arguments, RayConfig(), timeout_s=40)
     assert found.pop("raise") == Failure(kind="raised", name="ValueError", message="two lines")
     assert found.pop("full disk").errno == 28
     died = "its worker process ended with SIGKILL, 2 times"
     assert found.pop("die") == Failure(kind="died", name="SIGKILL", message=died)
     assert found.pop("die once") == "second try"
-    assert found.pop("hang") == Failure(kind="timeout", name="", message="took over 20 s")
+    assert found.pop("hang") == Failure(kind="timeout", name="", message="took over 40 s")
     lost = "its Ray actor was lost, 2 times"
     assert found.pop("kill actor") == Failure(kind="died", name="actor", message=lost)
     assert found.pop("kill actor once") == "second try"

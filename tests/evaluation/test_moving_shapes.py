@@ -13,7 +13,15 @@ import PIL.Image
 import pytest
 import torch
 
-from hummingbird.evaluation import evaluate_moving_shapes, judge_videos, moving_shapes, report, summarize
+from hummingbird.evaluation import (
+    evaluate_moving_shapes,
+    judge_videos,
+    moving_shapes,
+    report,
+    sampling,
+    shapes_report,
+    summarize,
+)
 from hummingbird.nano import world
 from hummingbird.nano.world import ATTRIBUTES, Attributes
 from hummingbird.video_io import read_video
@@ -167,13 +175,17 @@ def test_a_real_pipelines_videos_do_not_depend_on_the_batch_size() -> None:
     defaults = {name: value for name, value in CALL.items() if name != "output_type"}
     pipe = tiny_pipeline(few_step=False, default_call={**defaults, "guidance_scale": 2.0})
     prompts = [attributes.prompt for attributes in world.evaluation_prompts(3)]
-    seeds = [moving_shapes.video_seed(0, index) for index in range(3)]
+    seeds = [sampling.video_seed(0, index) for index in range(3)]
     options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0}
-    together = moving_shapes._sample(pipe, prompts, seeds, **options)
+    jobs = [
+        sampling.Job(index=index, prompt=prompt, seed=seed)
+        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+    ]
+    together = sampling.make_batch(pipe, jobs, **options).videos
     assert together.dtype == np.uint8
     assert together.shape == (3, 3, 16, 24, 3)
     for index in range(3):
-        alone = moving_shapes._sample(pipe, prompts[index : index + 1], seeds[index : index + 1], **options)
+        alone = sampling.make_batch(pipe, jobs[index : index + 1], **options).videos
         assert np.abs(alone[0].astype(int) - together[index]).max() <= 1
 
 
@@ -188,10 +200,10 @@ def test_a_real_pipeline_is_evaluated(tmp_path: Path) -> None:
 
 
 def test_video_seeds_are_fixed_and_all_different() -> None:
-    seeds = {moving_shapes.video_seed(seed, index) for seed in range(20) for index in range(100)}
+    seeds = {sampling.video_seed(seed, index) for seed in range(20) for index in range(100)}
     assert len(seeds) == 2000
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert moving_shapes.video_seed(0, 0) == moving_shapes.video_seed(0, 0)
+    assert sampling.video_seed(0, 0) == sampling.video_seed(0, 0)
 
 
 def test_an_interrupted_run_goes_on_and_ends_equal(tmp_path: Path) -> None:
@@ -267,7 +279,7 @@ def test_pictures_show_every_sample_and_failure(finished: tuple[Path, dict[str, 
     # The first row of samples is video 0, its first frame exactly.
     video = Renderer(misread=0.3)(
         [world.evaluation_prompts(40)[0].prompt],
-        generator=[torch.Generator().manual_seed(moving_shapes.video_seed(0, 0))],
+        generator=[torch.Generator().manual_seed(sampling.video_seed(0, 0))],
         output_type="np",
         num_inference_steps=50,
         guidance_scale=7.5,
@@ -295,7 +307,7 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -310,8 +322,10 @@ def test_the_page_needs_no_other_file(finished: tuple[Path, dict[str, Any]]) -> 
     page = _Page()
     page.feed((folder / "report.html").read_text())
     assert page.open == []
-    assert len(page.links) == 2
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    kinds = [link.partition(";")[0] for link in page.links]
+    failures = round(40 * (1 - result["accuracy"]["all"]))
+    assert kinds.count("data:image/png") == 2
+    assert kinds.count("data:video/mp4") == len(kinds) - 2 == failures + 12
     text = " ".join(page.text)
     assert f"{100 * result['accuracy']['all']:.1f}%" in text
     for words in ("unseen combinations", "downleft", "Environment"):
@@ -319,8 +333,9 @@ def test_the_page_needs_no_other_file(finished: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_text_on_the_page_is_escaped(finished: tuple[Path, dict[str, Any]]) -> None:
-    _, result = finished
-    page = report.render_html({**result, "model": "<script>alert(1)</script>"}, {})
+    folder, result = finished
+    hostile = {**result, "model": "<script>alert(1)</script>"}
+    page = shapes_report.render_html(hostile, [], folder, {})
     assert "<script>" not in page
 
 

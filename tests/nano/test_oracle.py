@@ -57,14 +57,16 @@ def with_blur(clips: Clips, sigma: float) -> Clips:
     return each_frame(clips, lambda frame: cv2.GaussianBlur(frame, (0, 0), sigma))
 
 
-def test_all_combinations_are_named() -> None:
-    items = list(all_attributes())
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7], ids=["all", "every seventh"])
+def test_all_combinations_are_named(every: int) -> None:
+    """Seven has no factor in common with the numbers of shapes, colours, motions and backgrounds."""
+    chosen = list(all_attributes())[::every]
     right = 0
-    for seed, part in enumerate(np.array_split(np.arange(2400), 8)):
-        chosen = [items[int(index)] for index in part]
-        clips = render_clips(chosen, np.random.default_rng(seed))
-        right += round(accuracy(clips.numpy(), chosen)["all"] * len(chosen))
-    assert right / 2400 >= 0.99
+    for seed, part in enumerate(np.array_split(np.arange(len(chosen)), 8)):
+        items = [chosen[int(index)] for index in part]
+        clips = render_clips(items, np.random.default_rng(seed))
+        right += round(accuracy(clips.numpy(), items)["all"] * len(items))
+    assert right / len(chosen) >= 0.99
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_all_combinations_are_named() -> None:
     ids=["blur-1.0", "blur-1.6", "noise-12", "drift-12", "jpeg-50", "16-levels", "all-of-them"],
 )
 def test_mild_damage_is_forgiven(degrade: Callable[[Clips], Clips]) -> None:
-    items, clips = draw(200, seed=21)
+    items, clips = draw(100, seed=21)
     assert accuracy(degrade(clips), items)["all"] >= 0.97
 
 

@@ -179,8 +179,8 @@ def test_from_another_kind_of_pipeline_and_back():
 
 
 def test_embedded_names(monkeypatch, tmp_path):
-    assert nano.resolve("nano") == nano.resolve("nano-teacher")
-    assert nano.resolve("nano").name == "nano-teacher"
+    for name in nano.EMBEDDED_MODELS:
+        assert nano.resolve(name).name == name
     assert nano.resolve("./nano") is None
     assert nano.resolve("someone/model") is None
     monkeypatch.setattr(nano, "resolve", lambda _name: tmp_path / "absent")

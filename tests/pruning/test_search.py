@@ -268,7 +268,7 @@ def test_rendered_clips_fit_the_world_only(pipe: HummingbirdPipeline) -> None:
 
 def test_the_embedded_model_denoises_rendered_clips() -> None:
     """Rendering, encoding, captions and targets are what the model was trained on, or its error is large."""
-    nano = HummingbirdPipeline.from_pretrained("nano")
+    nano = HummingbirdPipeline.from_pretrained("nano-teacher")
     clips = calibrate(nano, "moving-shapes", num_clips=4, seed=0)
     assert clips.noisy.shape == (4, 4, world.NUM_FRAMES, 16, 16)
     assert clips.fps == world.FPS

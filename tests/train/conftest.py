@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from hummingbird.config import load_config
 from train import nano
+from train.decoder import DecoderConfig, train_decoder
 from train.loop import LoopConfig
 from train.reward_task import NanoRewardConfig, train_reward
 from train.stage1 import Stage1Config, train_stage1
+from train.stage2 import Stage2Config, train_stage2
 from train.teacher import TeacherConfig, train_teacher
 
 DEBUG = Path(__file__).resolve().parents[2] / "configs" / "debug"
@@ -20,15 +23,17 @@ STAGES = ("teacher_spatial", "teacher_motion", "teacher")
 RECIPES: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "vae": (nano.AutoencoderConfig, nano.train_autoencoder),
     "text": (nano.TextTowerConfig, nano.train_text_tower),
+    "decoder": (DecoderConfig, train_decoder),
     "reward_image": (NanoRewardConfig, train_reward),
     "reward_video": (NanoRewardConfig, train_reward),
     **{stage: (TeacherConfig, train_teacher) for stage in STAGES},
     "stage1": (Stage1Config, train_stage1),
+    "stage2": (Stage2Config, train_stage2),
 }
 
 
 def config_file(name: str) -> str:
-    return f"{name}.yaml" if name == "stage1" else f"nano_{name}.yaml"
+    return f"{name}.yaml" if name in ("stage1", "stage2") else f"nano_{name}.yaml"
 
 
 def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
@@ -37,11 +42,20 @@ def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
     if name in STAGES:
         flags += ["--vae", str(parts / "vae/model"), "--text", str(parts / "text/model")]
         flags += ["--latents", str(parts / "latents.safetensors")]
+    if name == "decoder":
+        flags += ["--vae", str(parts / "vae/model"), "--latents", str(parts / "latents.safetensors")]
     if name in STAGES[1:]:
         flags += ["--loop.init-from", str(parts / STAGES[STAGES.index(name) - 1] / "model")]
     if name == "stage1":  # four clips at once instead of one after the other
         flags += ["--teacher", str(parts / "teacher/model"), "--loop.batch-size", "4"]
         flags += ["--latents", str(parts / "latents.safetensors")]
+    if name == "stage2":
+        flags += ["--teacher", str(parts / "teacher/model"), "--student.model", str(parts / "stage1/model")]
+        flags += ["--rewards.0.checkpoint", str(parts / "reward_image/model")]
+        flags += ["--rewards.1.checkpoint", str(parts / "reward_video/model")]
+        flags += ["--latents", str(parts / "latents.safetensors"), "--loop.batch-size", "4"]
+        config = load_config(Stage2Config, DEBUG / config_file(name), [*flags, *overrides])
+        return replace(config, layout=())  # one batch a step, which takes all losses
     return load_config(RECIPES[name][0], DEBUG / config_file(name), [*flags, *overrides])
 
 
@@ -60,6 +74,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(name, folder, folder / name)
     flags = ["--vae", str(folder / "vae/model"), "--output", str(folder / "latents.safetensors")]
     nano.write_latents(load_config(nano.LatentsConfig, DEBUG / "nano_latents.yaml", flags))
-    for name in (*STAGES, "stage1"):
+    for name in ("decoder", *STAGES, "stage1", "stage2"):
         train(name, folder, folder / name)
     return folder

@@ -172,6 +172,14 @@ def test_accelerate_reads_our_launch_files(name: str, processes: int) -> None:
     assert config.mixed_precision == "no"  # the recipe says it
 
 
+def test_accelerate_reads_our_fsdp_file() -> None:
+    config = load_config_from_file(str(ROOT / "configs/accelerate/4gpu_fsdp.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.distributed_type == DistributedType.FSDP
+    assert config.num_processes == 4
+    assert config.fsdp_config["fsdp_version"] == 2
+
+
 def test_accelerate_reads_our_deepspeed_file() -> None:
     config = load_config_from_file(str(ROOT / "configs/accelerate/4gpu_deepspeed.yaml"))
     assert isinstance(config, ClusterConfig)
@@ -217,22 +225,58 @@ def test_two_processes_train_one_network(name: str, parts: Path, tmp_path: Path)
 KILLED_AT_STEP_3 = """
 import os, signal, sys
 from train import dataset, stage1
+KILL_AT = 3 * int(os.environ["WORLD_SIZE"])  # one micro-step per step
 batch = dataset.LatentClips.batch
 def kill(self, index):
-    return batch(self, index) if index < 12 else os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, index) if index < KILL_AT else os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv.pop() == "kill":
     dataset.LatentClips.batch = kill
 sys.exit(stage1.main(sys.argv[1:]))
 """
 
 
-def four_processes(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def processes(number: int, script: Path, *words: str, fsdp: bool = False) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(ROOT / "configs/accelerate/cpu4.yaml"), "--main_process_port", "0", str(script), *words]
+    file = ROOT / f"configs/accelerate/cpu{number}.yaml"
+    launch += [str(file), "--main_process_port", "0", str(script), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if fsdp:  # accelerate itself knows it on accelerators only
+        environment |= {"ACCELERATE_USE_FSDP": "true"}
     return subprocess.run(
         launch, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sharded_processes_train_as_others_do_and_resume_bit_equal(parts: Path, tmp_path: Path) -> None:
+    """FSDP: the losses of whole weights, and after a kill in the fourth step the bytes of an unbroken run."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_AT_STEP_3)
+    words = [str(DEBUG / "stage1.yaml"), "--teacher", str(parts / "teacher/model"), "--loop.batch-size", "2"]
+    words += ["--latents", str(parts / "latents.safetensors"), "--loop.output"]
+    whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
+    done = processes(2, script, *words, str(plain), "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = processes(2, script, *words, str(whole), "run", fsdp=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+            if '"loss"' in line
+        ]
+        for folder in (plain, whole)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert processes(2, script, *words, str(broken), "kill", fsdp=True).returncode != 0
+    assert checkpoints(broken)[-1].name == "step-2"
+    others = processes(4, script, *words, str(broken), "--loop.batch-size", "1", "run", fsdp=True)
+    assert "got 4 processes, expected 2, which wrote it" in " ".join(others.stderr.split())
+    done = processes(2, script, *words, str(broken), "run", fsdp=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    file = "model/unet/diffusion_pytorch_model.safetensors"
+    assert (whole / file).read_bytes() == (broken / file).read_bytes()
 
 
 @pytest.mark.slow
@@ -244,13 +288,13 @@ def test_four_processes_that_were_killed_end_bit_equal(parts: Path, tmp_path: Pa
     words = [str(DEBUG / "stage1.yaml"), "--teacher", str(parts / "teacher/model"), "--loop.batch-size", "1"]
     words += ["--latents", str(parts / "latents.safetensors"), "--loop.output"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = four_processes(script, *words, str(whole), "run")
+    done = processes(4, script, *words, str(whole), "run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((whole / "environment.json").read_text())["num_processes"] == 4
-    assert four_processes(script, *words, str(broken), "kill").returncode != 0
+    assert processes(4, script, *words, str(broken), "kill").returncode != 0
     assert checkpoints(broken)[-1].name == "step-2"
     assert not (broken / "model").exists()
-    done = four_processes(script, *words, str(broken), "run")
+    done = processes(4, script, *words, str(broken), "run")
     assert done.returncode == 0, done.stderr[-3000:]
     for file in ("model/unet/diffusion_pytorch_model.safetensors", "checkpoints/step-4/model.safetensors"):
         assert (whole / file).read_bytes() == (broken / file).read_bytes()

@@ -17,7 +17,13 @@ from hummingbird.rewards import RewardTerm, WeightSchedule, reward_loss
 from tests.golden_files import golden_config, golden_tensors
 from tests.pipelines.tiny import tiny_components
 from tests.rewards.tiny import tiny_reward
-from train.consistency import ConsistencyConfig, ConsistencyDraw, consistency_step, draw_consistency
+from train.consistency import (
+    ConsistencyConfig,
+    ConsistencyDraw,
+    ConsistencyFunction,
+    consistency_step,
+    draw_consistency,
+)
 
 NAME = "distill_step"
 ORIGINAL = ConsistencyConfig(drop_unconditional_fps=True)
@@ -39,7 +45,7 @@ def networks() -> tuple[UNetSpatioTemporalModel, UNetSpatioTemporalModel]:
     return student, teacher.requires_grad_(False)
 
 
-def step(config: ConsistencyConfig, target_network: Any = None) -> Any:
+def step(config: ConsistencyConfig, target_network: Any = None, global_step: int = 0) -> Any:
     inputs = golden_tensors(f"{NAME}/inputs")
     student, teacher = networks()
     student.zero_grad()
@@ -51,9 +57,9 @@ def step(config: ConsistencyConfig, target_network: Any = None) -> Any:
         inputs["prompt_embeds"],
         inputs["uncond_prompt_embeds"],
         fps=golden_config(NAME)["fps"],
-        alphas_cumprod=LCMScheduler().alphas_cumprod,
-        config=config,
+        function=ConsistencyFunction(config=config, alphas_cumprod=LCMScheduler().alphas_cumprod),
         target_network=target_network,
+        global_step=global_step,
     )
 
 
@@ -124,6 +130,31 @@ def test_target_of_averaged_weights() -> None:
 
 
 @pytest.mark.golden
+def test_guidance_alone_comes_first_where_it_is_asked_for() -> None:
+    """The target is then what the teacher says of the same noisy latents, with and without the prompt."""
+    points = ((2, 1.0), (4, 0.0))
+    config = replace(ORIGINAL, guidance_share=points)
+    inputs = golden_tensors(f"{NAME}/inputs")
+    _, teacher = networks()
+    first, between, last = (step(config, global_step=number) for number in (2, 3, 4))
+    with torch.no_grad():
+        cond, uncond = (
+            teacher(first.noisy, first.start_timesteps, inputs[name], return_dict=False, **options)[0]
+            for name, options in (
+                ("prompt_embeds", {"fps": golden_config(NAME)["fps"]}),
+                ("uncond_prompt_embeds", {}),
+            )
+        )
+    alphas_cumprod = LCMScheduler().alphas_cumprod[first.start_timesteps].view(-1, 1, 1, 1, 1)
+    noise = cond + inputs["w"].view(-1, 1, 1, 1, 1) * (cond - uncond)
+    original = (first.noisy - (1 - alphas_cumprod).sqrt() * noise) / alphas_cumprod.sqrt()
+    torch.testing.assert_close(first.target, original, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(last.target, step(ORIGINAL).target)
+    assert torch.equal(last.loss, step(ORIGINAL).loss)
+    torch.testing.assert_close(between.loss, (first.loss + last.loss) / 2, rtol=1e-5, atol=0)
+
+
+@pytest.mark.golden
 def test_rewards_reach_the_student_through_its_prediction() -> None:
     """Decoder, preprocessing and reward between them; teacher, decoder and reward get no gradient."""
     vae = tiny_components()["vae"].requires_grad_(False)
@@ -155,5 +186,7 @@ def test_draws_are_in_range_and_of_the_generator_alone() -> None:
 
 
 def test_settings_that_cannot_be() -> None:
+    with pytest.raises(pydantic.ValidationError, match="none over 1"):
+        ConsistencyConfig(guidance_share=((0, 1.5),))
     with pytest.raises(pydantic.ValidationError, match="expected at most guidance_max"):
         ConsistencyConfig(guidance_min=16.0)

@@ -13,8 +13,9 @@ from hummingbird import HummingbirdPipeline
 from hummingbird.config import ConfigError
 from hummingbird.models import UNetSpatioTemporalModel
 from hummingbird.pruning import prune_unet
+from hummingbird.pruning.features import capture_features, level_ends
 from tests.train.conftest import recipe
-from train.distillation import DistillationConfig, DistillationTask, capture_features, level_ends
+from train.distillation import DistillationConfig, DistillationTask
 from train.losses import guided
 from train.stage1 import Stage1Config, StudentConfig, build_student, build_task, main
 
@@ -53,13 +54,13 @@ def losses(task: DistillationTask, step: int = 0) -> dict[str, torch.Tensor]:
 
 def test_levels_are_compared_end_with_end(teacher: HummingbirdPipeline) -> None:
     student = prune_unet(teacher.unet, "0.7b")[0]
-    assert level_ends(teacher.unet) == {
+    assert level_ends(teacher.unet.config) == {
         "down0": "input_blocks.2",
         "down1": "input_blocks.5",
         "up1": "output_blocks.2",
         "up0": "output_blocks.5",
     }
-    assert level_ends(student) == {
+    assert level_ends(student.config) == {
         "down0": "input_blocks.1",
         "down1": "input_blocks.3",
         "up1": "output_blocks.1",
@@ -68,7 +69,7 @@ def test_levels_are_compared_end_with_end(teacher: HummingbirdPipeline) -> None:
 
 
 def test_capturing_leaves_no_trace(teacher: HummingbirdPipeline) -> None:
-    unet, names = teacher.unet, level_ends(teacher.unet)
+    unet, names = teacher.unet, level_ends(teacher.unet.config)
     before = list(unet.state_dict())
     with capture_features(unet, names) as features:
         unet(torch.zeros(1, 2, 4, 8, 8), 5, torch.zeros(1, 3, 16))
@@ -151,7 +152,7 @@ def test_the_guided_teacher_is_its_two_answers_combined(teacher: HummingbirdPipe
     torch.testing.assert_close(answer, guided(cond, uncond, 3.0), atol=1e-5, rtol=1e-4)
     assert float((answer - cond)[0].abs().max()) > 1e-4
     torch.testing.assert_close(answer[1], cond[1], atol=1e-5, rtol=1e-4)  # its caption is the empty one
-    assert features.keys() == level_ends(teacher.unet).keys()
+    assert features.keys() == level_ends(teacher.unet.config).keys()
 
 
 def test_precomputed_embeddings_give_the_same_losses(teacher: HummingbirdPipeline) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ from hummingbird.nano import world
 from tests.train.conftest import recipe, train
 from tests.train.test_loop import ToyData, ToyTask, records, same_weights, settings
 from train.checkpoint import checkpoints
+from train.guard_plot import guard_svg
 from train.guards import (
+    HELD_OUT,
     PREFIX,
+    REWARD,
     STATISTICS,
     Guard,
     GuardConfig,
     clip_statistics,
+    is_hacked,
     leaves_band,
     undefined_statistics,
 )
@@ -139,7 +144,7 @@ def test_a_run_goes_back_with_a_lower_rate_and_ends_well(tmp_path: Path) -> None
     assert (state["rollbacks"], state["good_step"], state["rate_scale"]) == (1, 6, 1e-3)
     lines = records(whole)
     assert [line for line in lines if "rolled_back_from" in line] == [
-        {"step": 0, "rolled_back_from": 2, "rate_scale": 1e-3}
+        {"step": 0, "rolled_back_from": 2, "rate_scale": 1e-3, "reward_scale": 1.0}
     ]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert {line["learning_rate"] for line in lines if "loss" in line} == {1e-3}
@@ -201,3 +206,102 @@ def test_an_absurd_learning_rate_is_caught_on_the_debug_recipe(parts: Path, tmp_
     assert state["reference"].keys() == {PREFIX + name for name in STATISTICS}
     good = recipe("stage1", parts, tmp_path / "good")
     assert good.loop.learning_rate == 1e-3  # the same recipe as it is stays in the band: see test_run_folder
+
+
+# --- rewards -----------------------------------------------------------------------------------------------
+
+
+def seen(reward: float, held_out: float, **changes: float) -> dict[str, float]:
+    """Figures of samples inside the band."""
+    return {**{PREFIX + name: 0.5 for name in STATISTICS}, REWARD: reward, HELD_OUT: held_out, **changes}
+
+
+@pytest.mark.parametrize(
+    ("reward", "held_out", "hacked"),
+    [
+        (0.9, 0.4, True),  # up, while the other one falls
+        (0.9, 0.55, False),  # a little
+        (0.4, 0.3, False),  # both fall: bad, but nobody was fooled
+        (0.9, 0.7, False),
+        (math.nan, math.nan, True),
+    ],
+)
+def test_a_reward_is_hacked_where_it_rises_and_the_held_out_one_falls(
+    reward: float, held_out: float, hacked: bool
+) -> None:
+    best = {REWARD: 0.5, HELD_OUT: 0.6}
+    found = is_hacked({REWARD: reward, HELD_OUT: held_out}, best, max_drop=0.1)
+    assert bool(found) is hacked
+    assert is_hacked({REWARD: reward}, best, max_drop=0.1) == ""  # nothing to tell it by
+    assert is_hacked({REWARD: reward, HELD_OUT: held_out}, None, max_drop=0.1) == ""
+
+
+def test_a_hacked_reward_is_weighed_down_and_remembered(tmp_path: Path) -> None:
+    config = GuardConfig(
+        action="rollback", patience=1, max_rollbacks=1, lowers="reward_weight", weight_factor=0.1
+    )
+    guard = Guard(config, tmp_path)
+    assert guard.judge(2, seen(0.5, 0.6)) is None
+    assert guard.judge(3, seen(0.4, 0.3)) is None  # both fell: nobody was fooled, and no place to go back to
+    verdict = guard.judge(4, seen(0.9, 0.3))
+    assert verdict is not None
+    assert verdict[0] == "rollback"
+    assert (
+        "trained reward rose from 0.500 to 0.900 while the held-out one fell from 0.600 to 0.300"
+        in verdict[1]
+    )
+    assert guard.judge(4, seen(0.9, 0.3)) == verdict  # judged again, remembered once
+    guard.begin_rollback()
+    guard.finish_rollback()
+    assert (guard.state.reward_scale, guard.state.rate_scale, guard.state.good_step) == (0.1, 1.0, 2)
+    assert guard.describe_scale() == "0.1 of the rewards' weights"
+    assert guard.judge(4, seen(0.6, 0.65)) is None
+    again = Guard(config, tmp_path)
+    again.load()
+    assert again.state == guard.state
+    assert again.state.best == {REWARD: 0.6, HELD_OUT: 0.65}
+    told = [(entry["rollbacks"], entry["step"], entry.get("verdict")) for entry in again.state.history]
+    assert told == [(0, 2, None), (0, 3, None), (0, 4, "rollback"), (1, 4, None)]
+    verdict = again.judge(6, seen(0.9, 0.1))
+    assert verdict is not None
+    assert verdict[0] == "stop"
+    assert "after 1 rollbacks" in verdict[1]
+
+
+def test_a_run_with_an_absurd_weight_goes_back_and_ends_well(tmp_path: Path) -> None:
+    """The reward pulls a number up without end; the held-out one wants it near 1."""
+
+    class Greedy(ToyTask):
+        def losses(self, batch: dict[str, Any], generator: Any) -> dict[str, Any]:
+            loss = super().losses(batch, generator)["loss"]
+            pull = self.value(self.network)
+            return {"loss": 0.0 * loss + (pull - 1.0) ** 2 - batch["reward_scale"] * 1e4 * pull}
+
+        @staticmethod
+        def value(network: Any) -> Any:
+            return network[0].bias.sum()
+
+        def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+            value = float(self.value(network).detach())
+            return seen(value, -abs(value - 1.0))
+
+    changes: dict[str, Any] = {"max_steps": 16, "sample_every": 2, "learning_rate": 0.02, "warmup_steps": 0}
+    guard = GuardConfig(
+        action="rollback", patience=1, lowers="reward_weight", weight_factor=1e-6, max_held_out_drop=0.3
+    )
+    run(Greedy(), ToyData(), settings(tmp_path, ema_decay=0.0, best_metric=HELD_OUT, guard=guard, **changes))
+    state = json.loads((tmp_path / "guard.json").read_text())
+    assert state["rollbacks"] == 1
+    assert state["reward_scale"] == 1e-6
+    bad = [entry for entry in state["history"] if entry.get("verdict") == "rollback"]
+    assert len(bad) == 1
+    last = state["history"][-1]
+    assert last["step"] == 16
+    assert last["figures"][HELD_OUT] > bad[0]["figures"][HELD_OUT]
+    picture = ElementTree.fromstring(guard_svg(state["history"], "a < b"))
+    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert texts.count("rollback") == 1
+    assert "a < b" in texts
+    assert len([1 for element in picture.iter() if element.tag.endswith("circle")]) == 3 * len(
+        state["history"]
+    )

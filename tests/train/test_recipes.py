@@ -22,6 +22,7 @@ from train import dataset, nano
 from train.checkpoint import checkpoints
 from train.reward_task import MovingShapesPairs
 from train.stage1 import Stage1Config
+from train.stage2 import Stage2Config
 from train.teacher import build_task
 
 ROOT = DEBUG.parents[1]
@@ -124,7 +125,7 @@ def test_run_folder(name: str, parts: Path) -> None:
     assert Path(config.loop.output) == folder
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
     assert [path.name for path in checkpoints(folder)] == ["step-2", "step-4"]
-    samples = ["reference", "step-2", "step-4"] if name == "stage1" else ["step-4"]
+    samples = ["reference", "step-2", "step-4"] if name.startswith("stage") else ["step-4"]
     assert sorted(path.name for path in (folder / "samples").iterdir()) == samples
     assert any((folder / "samples/step-4").iterdir())
     assert not list(folder.rglob("*.part"))
@@ -133,14 +134,17 @@ def test_run_folder(name: str, parts: Path) -> None:
 
 
 def test_every_debug_recipe_is_a_twin_of_one_in_train_and_is_run_here() -> None:
-    twins = {path.name for path in DEBUG.glob("nano_*.yaml")} | {"nano_stage1.yaml"}
+    twins = {path.name for path in DEBUG.glob("nano_*.yaml")} | {"nano_stage1.yaml", "nano_stage2.yaml"}
     assert (DEBUG / "stage1.yaml").is_file()
+    assert (DEBUG / "stage2.yaml").is_file()
     assert twins == {path.name for path in (ROOT / "configs/train").glob("nano_*.yaml")}
     assert twins == {f"nano_{name}.yaml" for name in (*RECIPES, "latents", "export")}
     for name in RECIPES:
         load_config(RECIPES[name][0], ROOT / "configs/train" / f"nano_{name}.yaml")
     for path in (ROOT / "configs/train").glob("stage1_*.yaml"):
         load_config(Stage1Config, path)
+    for path in (*(ROOT / "configs/train").glob("stage2_*.yaml"), ROOT / "configs/train/guard_demo.yaml"):
+        load_config(Stage2Config, path)
 
 
 def test_the_teacher_is_a_pipeline_with_its_call_and_videos(parts: Path) -> None:

@@ -12,15 +12,19 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from data_pipeline.stages.write import Sample, write_shard
+from hummingbird import HummingbirdPipeline
 from hummingbird.config import load_config
 from hummingbird.manifest import ClipRecord, write_manifest
 from hummingbird.nano import world
 from hummingbird.video_io import write_clip
 from tests.train.conftest import DEBUG, recipe
 from train import nano
+from train.buckets import BucketedClips, audit
 from train.dataset import CaptionedLatents
+from train.precompute import PrecomputeConfig, precompute
 from train.shards import encode_shards, read_shards
 from train.teacher import train_teacher
 
@@ -104,6 +108,28 @@ def test_the_teacher_trains_on_curated_shards(curated: Path, parts: Path, tmp_pa
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["loss"]) for row in metrics if "loss" in row)
     assert (tmp_path / "run/model/model_index.json").is_file()
+
+
+def test_shards_are_encoded_once_and_become_batches(curated: Path, parts: Path, tmp_path: Path) -> None:
+    """Videos and captions, each clip once or left out with its reason."""
+    output = tmp_path / "latents"
+    config = PrecomputeConfig(
+        source=str(curated), output=str(output), model=str(parts / "teacher/model"), clips_per_file=3
+    )
+    precompute(config)
+    assert audit(output) == [
+        "16x64x64-8fps: 4 clips",
+        f"left out: 1 (reasons in {output}/skipped.jsonl)",
+    ]
+    (skipped,) = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
+    assert skipped["clip_id"] == "c4"
+    tensors = load_file(output / "16x64x64-8fps/000000.safetensors")
+    pipe = HummingbirdPipeline.from_pretrained(parts / "teacher/model")
+    clip = list(read_shards(curated))[1]
+    embeds = pipe.encode_prompt([clip.record.caption], do_classifier_free_guidance=False)[0]
+    torch.testing.assert_close(tensors["prompt_embeds"][1].float(), embeds[0], atol=2e-3, rtol=1e-3)
+    batch = BucketedClips(output, 2, 0, 0.0).batch(3)
+    assert batch["latents"].shape == (2, tensors["latents"].shape[2], 16, 8, 8)
 
 
 def test_what_does_not_fit_is_refused(curated: Path, parts: Path, tmp_path: Path) -> None:

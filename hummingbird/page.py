@@ -1,7 +1,8 @@
 """A page in one file: elements that escape whatever they are given, and small charts in SVG.
 
-Nothing here knows about clips. A page has no scripts and refers to nothing outside of itself; its policy
-(Content-Security-Policy) forbids both to whatever slips in. The same calls give the same bytes.
+Nothing here knows about clips. A page refers to nothing outside of itself and runs no script but the one that
+it was made with; its policy (Content-Security-Policy) forbids both to whatever slips in. The same calls give
+the same bytes.
 
 Charts are drawn for cards of about 300 pixels and grow with them, so their text stays readable on a phone.
 """
@@ -19,15 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = [
+    "Dot",
     "Html",
     "Mark",
     "bar",
     "columns_chart",
+    "data_uri",
     "element",
     "histogram",
     "join",
     "number",
     "page",
+    "scatter",
     "short",
     "table",
     "ticks",
@@ -41,6 +45,9 @@ _VOID = frozenset({"br", "img", "meta"})
 _WIDTH, _HEIGHT = 300, 160
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 10, 30, 20
 """Size of a chart and of the margins around its plot, in pixels."""
+
+_TALL = 220
+"""Height of a scatter chart."""
 
 _LEAST = 0.4
 """Per cent of a bar's length: what there is at all can be seen."""
@@ -102,6 +109,16 @@ def short(text: str, limit: int) -> str:
     """Text of one line and at most ``limit`` characters."""
     text = " ".join(text[: 20 * limit].split())
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "\u2026"
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A file inside a page.
+
+    Args:
+        content: the file.
+        kind: its media type, such as ``video/mp4``.
+    """
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def number(value: float) -> str:
@@ -270,6 +287,119 @@ def columns_chart(
     return _chart(key, title, says, [*shapes, *plot.axis()])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """One thing in a scatter chart.
+
+    Attributes:
+        label: its name.
+        x, y: where; finite.
+        low, high: ends of the interval around ``y``.
+        area: share of the largest dot's area, in [0, 1].
+    """
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    area: float = 1.0
+
+
+def scatter(key: str, title: str, dots: Sequence[Dot], *, x_label: str, y_label: str) -> Html:
+    """Dots with intervals over a logarithmic axis; the other one runs from 0 to 1.
+
+    Args:
+        key: unique on the page; letters and digits.
+        title: what is shown.
+        dots: at least one; ``x`` above 0, ``y`` in [0, 1].
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+    """
+    logs = [math.log10(dot.x) for dot in dots]
+    pad = max(0.12 * (max(logs) - min(logs)), 0.1)
+    low, high = min(logs) - pad, max(logs) + pad
+    bottom, left, right = _TALL - 34, _LEFT + 6, _WIDTH - _RIGHT
+
+    def x_of(log: float) -> float:
+        return round(left + (log - low) / (high - low) * (right - left), 2)
+
+    def y_of(share: float) -> float:
+        return round(bottom - share * (bottom - _TOP), 2)
+
+    shapes = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = y_of(share)
+        shapes.append(element("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        shapes.append(element("text", f"{share:.0%}", x=left - 5, y=y + 4, text_anchor="end"))
+    shapes.append(element("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
+    for value in _log_ticks(10**low, 10**high):
+        x = x_of(math.log10(value))
+        shapes.append(element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 3))
+        shapes.append(element("text", _brief(value), x=x, y=bottom + 14, text_anchor="middle"))
+    middle = (left + right) / 2
+    shapes.append(element("text", x_label, x=middle, y=_TALL - 4, text_anchor="middle"))
+    shapes.append(element("text", y_label, x=0, y=_TOP - 12))
+    places = [
+        (x_of(log), y_of(dot.y), 2.5 + 5.5 * math.sqrt(dot.area)) for dot, log in zip(dots, logs, strict=True)
+    ]
+    taken = [(x - size, y - size, x + size, y + size) for x, y, size in places]
+    for dot, (x, y, size) in zip(dots, places, strict=True):
+        says = (
+            f"{dot.label}: {y_label} {dot.y:.1%} ({dot.low:.1%} to {dot.high:.1%}), {x_label} {number(dot.x)}"
+        )
+        shapes.append(
+            element(
+                "g",
+                element("title", says),
+                element("line", class_="whisker", x1=x, x2=x, y1=y_of(dot.low), y2=y_of(dot.high)),
+                element("circle", class_="dot", cx=x, cy=y, r=round(size, 2)),
+            )
+        )
+        shapes.append(_dot_label(short(dot.label, 22), x, y, size, taken))
+    says = "; ".join(f"{dot.label}: {dot.y:.1%} at {number(dot.x)}" for dot in dots)
+    return _chart(key, title, f"{y_label} against {x_label}: {says}", shapes, height=_TALL)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten within a range; fewer where they are many, ends where none is."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        values = [factor * 10.0**power for power in powers for factor in factors]
+        inside = [float(f"{value:.6g}") for value in values if low <= value <= high]
+        if len(inside) <= 7:
+            break
+    return inside[:: -(-len(inside) // 7)] if len(inside) > 1 else ticks(low, high, 4)
+
+
+def _dot_label(
+    text: str, x: float, y: float, size: float, taken: list[tuple[float, float, float, float]]
+) -> Html:
+    """The name of a dot at the first side of it where there is room."""
+    width, gap = 1.15 * _LETTER * len(text), size + 3  # bold
+    spots = [(x + gap, y + 4), (x - gap - width, y + 4)]
+    spots += [(x - width / 2, y + sign * (gap + 6) + 4) for sign in (-1, 1)]
+    spots += [(x + side, y + 4 + 13 * step) for step in (-1, 1, -2, 2, -3, 3) for side in (gap, -gap - width)]
+    best: tuple[float, float, float] | None = None
+    for left, base in spots:
+        box = (left, base - 10, left + width, base + 2)
+        clash = sum(
+            max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+            * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+            for other in taken
+        )
+        clash += 100 * (max(0.0, _LEFT - box[0]) + max(0.0, box[2] - _WIDTH) + max(0.0, 12 - base))
+        clash += 100 * max(0.0, base - (_TALL - 38))
+        if best is None or clash < best[0]:
+            best = (clash, left, base)
+    assert best is not None
+    _, left, base = best
+    taken.append((left, base - 10, left + width, base + 2))
+    is_left = left < x - gap - 0.9 * width
+    place = {"x": round(left + width if is_left else left, 2), "y": round(base, 2)}
+    return element("text", text, class_="label", text_anchor="end" if is_left else None, **place)
+
+
 def _range(values: np.ndarray) -> tuple[float, float, bool, bool]:
     """Ends of an axis for values, and whether some of them lie beyond: long tails would squeeze the rest."""
     least, most = float(values.min()), float(values.max())
@@ -380,14 +510,16 @@ def _brief(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _chart(key: str, title: str, description: str, shapes: Iterable[Html]) -> Html:
+def _chart(
+    key: str, title: str, description: str, shapes: Iterable[Html], *, height: float = _HEIGHT
+) -> Html:
     return element(
         "svg",
         element("title", title, id=f"{key}-title"),
         element("desc", description, id=f"{key}-desc"),
         *shapes,
         class_="chart",
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        viewBox=f"0 0 {_WIDTH} {height}",
         role="img",
         aria_labelledby=f"{key}-title {key}-desc",
     )
@@ -435,6 +567,7 @@ a { color: var(--kept) }
 .kept { fill: var(--kept) } .dropped { fill: var(--dropped) } .error { fill: var(--error) }
 .track { fill: var(--track) } .refused { fill: var(--refused) }
 .grid { stroke: var(--line); stroke-width: .75 } .axis { stroke: var(--soft) }
+.dot { fill: var(--kept); fill-opacity: .75 } .whisker { stroke: var(--soft); stroke-width: 1.25 }
 .mark { stroke: var(--mark); stroke-width: 1.5; stroke-dasharray: 4 3 }
 .bar { display: block; width: 100%; height: 14px; border-radius: 3px }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .4rem 0 }
@@ -471,12 +604,25 @@ pre { white-space: pre-wrap; font-size: .8rem; margin: .5rem 0 0 } summary { cur
 """.strip()
 
 
-def page(title: str, *children: object) -> str:
-    """A whole document, to be written as UTF-8."""
-    # Of all that a page may load: this style, by its hash, and pictures from within. No scripts, no forms.
-    style_hash = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; base-uri 'none'; "
+def page(title: str, *children: object, style: str = "", script: str = "", has_videos: bool = False) -> str:
+    """A whole document, to be written as UTF-8.
+
+    Args:
+        title: of the document.
+        children: its body.
+        style: rules beside those that all pages have.
+        script: the only one that will run, at the end of the body; trusted text of ours without ``</``.
+        has_videos: whether videos inside the page may play.
+    """
+    # Of all that a page may load: this style and script, by their hashes, and pictures from within. No forms.
+    style = f"{_STYLE}\n{style.strip()}" if style else _STYLE
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; base-uri 'none'; "
     policy += "form-action 'none'"
+    if has_videos:
+        policy += "; media-src data:"
+    if script:
+        assert "</" not in script
+        policy += f"; script-src '{_hash(script)}'"
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -484,6 +630,11 @@ def page(title: str, *children: object) -> str:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
         element("title", title),
-        element("style", Html(_STYLE)),
+        element("style", Html(style)),
     )
-    return f"<!doctype html>\n{element('html', head, element('body', *children), lang='en')}\n"
+    body = element("body", *children, element("script", Html(script)) if script else None)
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from data_pipeline.report.page import (
+from hummingbird.page import (
+    Dot,
     Html,
     Mark,
     bar,
@@ -21,6 +22,7 @@ from data_pipeline.report.page import (
     join,
     number,
     page,
+    scatter,
     short,
     table,
     ticks,
@@ -247,3 +249,48 @@ def test_colours_have_contrast_in_light_and_dark() -> None:
             for ground in ("page", "card"):
                 light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
                 assert (light + 0.05) / (dark + 0.05) >= least, (name, ground, colours)
+
+
+def test_dots_stand_where_their_values_are_and_names_do_not_cover_each_other() -> None:
+    dots = [Dot(label=f"m{i}", x=10.0**i, y=i / 2, low=0.0, high=1.0, area=1 / 4**i) for i in range(3)]
+    dots += [Dot(label="same", x=10.0, y=0.5, low=0.4, high=0.6)]
+    root = drawn(scatter("s", "Accuracy", dots, x_label="seconds", y_label="share"))
+    circles = [{key: float(node.get(key) or 0) for key in ("cx", "cy", "r")} for node in root.iter("circle")]
+    assert circles[1]["cx"] - circles[0]["cx"] == pytest.approx(circles[2]["cx"] - circles[1]["cx"], abs=0.02)
+    assert circles[0]["cy"] - circles[1]["cy"] == pytest.approx(circles[1]["cy"] - circles[2]["cy"], abs=0.02)
+    assert circles[0]["r"] > circles[1]["r"] > circles[2]["r"]
+    lines = [node for node in root.iter("line") if node.get("class") == "whisker"]
+    assert float(lines[3].get("y1") or 0) - float(lines[3].get("y2") or 0) == pytest.approx(
+        0.2 * (circles[0]["cy"] - circles[2]["cy"]), abs=0.02
+    )
+    names = {node.text: node for node in root.iter("text") if node.get("class") == "label"}
+    assert set(names) == {"m0", "m1", "m2", "same"}
+    assert (names["m1"].get("x"), names["m1"].get("y")) != (names["same"].get("x"), names["same"].get("y"))
+    axis = [node.text for node in root.iter("text") if node.get("text_anchor") != "end"]
+    assert {"1", "10", "100"} <= set(axis)
+
+
+def test_one_dot_has_an_axis_around_it() -> None:
+    svg = scatter("s", "t", [Dot(label="a", x=3.3, y=1.0, low=0.9, high=1.0)], x_label="s", y_label="y")
+    assert len(texts(svg)) >= 9
+    assert "nan" not in svg
+
+
+def test_a_page_with_a_script_and_videos_allows_these_only() -> None:
+    script = "document.title = 'ran';"
+    made = page("t", element("p", "x"), style="p { color: red }", script=script, has_videos=True)
+    wanted = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', made)
+    assert policy is not None
+    said = policy[1].replace("&#x27;", "'")
+    assert f"script-src 'sha256-{wanted}'" in said
+    assert "media-src data:" in said
+    assert "default-src 'none'" in said
+    assert f"<script>{script}</script></body>" in made
+    style = re.search(r"<style>(.*?)</style>", made, flags=re.DOTALL)
+    assert style is not None
+    assert base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode() in said
+    assert "script-src" not in page("t")
+    assert "media-src" not in page("t")
+    with pytest.raises(AssertionError):
+        page("t", script="'</script>'")

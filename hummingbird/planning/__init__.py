@@ -1,0 +1,1 @@
+"""What a training or a video will cost, before anything is started."""
