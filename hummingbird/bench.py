@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch import nn
 
 from hummingbird.ceilings import Ceilings, Stopwatch, measure_ceilings
+from hummingbird.compilation import compile_networks
 from hummingbird.evaluation.report import environment, peak_memory_mb
 from hummingbird.models.shells import Shell, build_shell
 from hummingbird.pipelines import HummingbirdPipeline
@@ -70,6 +71,7 @@ class BenchReport:
     dtype: str
     decoder: str | None
     quantization: str
+    compile_mode: str
     repeats: int
     ceilings: Ceilings
     parts: dict[str, PartTime]
@@ -93,6 +95,7 @@ class BenchReport:
         top = self.ceilings
         size = f"{self.num_frames}x{self.height}x{self.width}, {self.num_inference_steps} steps, {self.dtype}"
         size += f", {self.quantization}" if self.quantization != "none" else ""
+        size += f", compiled: {self.compile_mode}" if self.compile_mode != "none" else ""
         lines = [
             f"{self.model} ({self.weights} weights), {size} on {top.device}; ceilings "
             f"{top.flops_per_s / 1e12:.3g} TFLOP/s, {top.bytes_per_s / 1e9:.3g} GB/s",
@@ -152,6 +155,7 @@ def bench_shell(
     num_inference_steps: int | None = None,
     decoder: str | None = None,
     quantization: str = "none",
+    compile_mode: str = "none",
     repeats: int = 10,
     end_to_end: bool = True,
     progress: Callable[[str], None] = lambda line: None,
@@ -168,6 +172,7 @@ def bench_shell(
         num_inference_steps: denoising steps.
         decoder: as in ``build_shell``.
         quantization: what was done to the shell's U-Net, for the report.
+        compile_mode: one of ``hummingbird.compilation.COMPILE_MODES``; the time of compiling is not counted.
         repeats: runs of each part, of which the median counts.
         end_to_end: whether the whole call is run once more; else its time is that of the parts.
         progress: called with a line before each part.
@@ -191,6 +196,14 @@ def bench_shell(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     works = _works(pipe, shell, frames, rows, columns, steps, float(call["guidance_scale"]))
+    if compile_mode != "none":
+        progress("compile")
+
+    def run_once() -> None:
+        works["denoise"]()
+        works["decode"]()
+
+    compile_networks(shell.unet, shell.vae.decoder, compile_mode, run_once)
     sketch = build_shell(model, "meta", dtype, decoder)
     parts = {}
     for name, work in works.items():
@@ -219,6 +232,7 @@ def bench_shell(
         dtype=str(dtype).removeprefix("torch."),
         decoder=decoder,
         quantization=quantization,
+        compile_mode=compile_mode,
         repeats=repeats,
         ceilings=ceilings,
         parts=parts,

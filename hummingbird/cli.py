@@ -64,6 +64,11 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     }
     given = {name: value for name, value in wanted.items() if value is not None}
     settings = {**pipe.default_call, **given}
+    if args.compile != "none":
+        from hummingbird.warmup import warm_up
+
+        size = {name: settings[name] for name in ("num_frames", "height", "width", "guidance_scale")}
+        warm_up(pipe, **size, compile_mode=args.compile, progress=_say)
     made: list[dict[str, Any]] = []
     videos = []
     for index, (prompt, path) in enumerate(zip(jobs, paths, strict=True)):
@@ -506,7 +511,7 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def warmup(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the first video of a size quick: on ROCm it may otherwise take 10 to 30 minutes."""
+    """Make the first video of a size quick: on ROCm, or compiled, it may otherwise take many minutes."""
     from hummingbird.warmup import warm_up
 
     pipe = runtime.load_pipeline(args.model, args.device, args.dtype)
@@ -517,6 +522,7 @@ def warmup(args: argparse.Namespace) -> dict[str, Any]:
         height=args.height,
         width=args.width,
         guidance_scale=args.guidance_scale,
+        compile_mode=args.compile,
         progress=_say,
     )
     for folder, size_bytes in report.cache_bytes.items():
@@ -658,6 +664,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
 def bench(args: argparse.Namespace) -> dict[str, Any]:
     """Time a model here."""
     from hummingbird.bench import bench_shell
+    from hummingbird.compilation import check_mode
     from hummingbird.models.shells import build_shell
     from hummingbird.quantization import quantize_unet
 
@@ -665,6 +672,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     dtype = runtime.resolve_dtype(args.dtype, where)
     settings = backends.detect(where)
     backends.apply(settings)
+    check_mode(args.compile, where.type)
     model = args.config or args.model or "nano"
     shell = build_shell(model, where, dtype, args.decoder)
     if args.quantize != "none":
@@ -679,6 +687,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         num_inference_steps=args.steps,
         decoder=args.decoder,
         quantization=args.quantize,
+        compile_mode=args.compile,
         repeats=args.repeats,
         end_to_end=not args.no_end_to_end,
         progress=_say,

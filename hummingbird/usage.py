@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hummingbird import __version__, runtime, video_io
+from hummingbird.compilation import COMPILE_MODES
 from hummingbird.quantization import QUANTIZATIONS
 
 __all__ = ["Verb", "build_parser"]
@@ -150,6 +151,16 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_compile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compile",
+        default="none",
+        choices=COMPILE_MODES,
+        help="torch.compile: blocks makes kernels for each kind of block, once, and keeps them on disk; "
+        "graphs replays the whole U-Net on a GPU (default: none)",
+    )
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
@@ -228,6 +239,7 @@ def build_parser(run: Mapping[str, Verb], suites: Sequence[str]) -> argparse.Arg
         "time on the GPU; group: one layer at a time (default: auto, model where memory is short, else none)",
     )
     _add_quantize(make)
+    _add_compile(make)
     _add_size(make)
     make.add_argument("--steps", type=_count, help=f"denoising steps {own}")
     make.add_argument("--guidance-scale", type=_number, help=f"how strictly the prompt is followed {own}")
@@ -427,13 +439,14 @@ def build_parser(run: Mapping[str, Verb], suites: Sequence[str]) -> argparse.Arg
 
     heat = verbs.add_parser(
         "warmup",
-        help="compile a GPU's kernels for one size, once, before the first video",
+        help="pay for the kernels of one size, once, before the first video",
         allow_abbrev=False,
     )
     heat.set_defaults(run=run["warmup"])
     _add_model(heat)
     _add_size(heat)
     heat.add_argument("--guidance-scale", type=_number, help=f"as it will be given to generate {own}")
+    _add_compile(heat)
     _add_common(heat)
 
     ship = verbs.add_parser(
@@ -575,6 +588,7 @@ def build_parser(run: Mapping[str, Verb], suites: Sequence[str]) -> argparse.Arg
     race.add_argument("--dtype", default="auto", choices=runtime.DTYPES, help="(default: auto)")
     race.add_argument("--decoder", help="tiny (TAESD's network), or a folder (default: the model's own)")
     _add_quantize(race)
+    _add_compile(race)
     race.add_argument("--repeats", type=_count, default=10, help="runs of each part (default: 10)")
     race.add_argument("--no-end-to-end", action="store_true", help="leave out the run of a whole video")
     _add_size(race)

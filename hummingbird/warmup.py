@@ -1,4 +1,4 @@
-"""Pay once for what a GPU's first video costs: the compiling and choosing of kernels for one size."""
+"""Pay once for what the first video of a size costs: compiling and choosing kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hummingbird import backends
+from hummingbird.compilation import cache_folder, check_mode, compile_networks
 
 if TYPE_CHECKING:
     import torch
@@ -67,12 +68,14 @@ def warm_up(
     height: int | None = None,
     width: int | None = None,
     guidance_scale: float | None = None,
+    compile_mode: str = "none",
     progress: Callable[[str], None] = lambda line: None,
 ) -> WarmUp:
     """Run one denoising step and the decoder at one size, twice.
 
     Kernels belong to shapes and types, not to values, and every step of a call has the same shapes: one step
-    finds all that a video of this size needs. On ROCm they stay in the folders of ``backends.kernel_caches``.
+    finds all that a video of this size needs. On ROCm they stay in the folders of ``backends.kernel_caches``,
+    what torch.compile makes in ``compilation.cache_folder``.
 
     Args:
         pipe: on its device.
@@ -80,20 +83,24 @@ def warm_up(
         height: pixels.
         width: pixels.
         guidance_scale: at 1 a teacher runs without its unconditional half, which is another shape.
+        compile_mode: one of ``compilation.COMPILE_MODES``; the pipeline stays compiled.
         progress: called with a line before and after each pass.
 
     Raises:
-        ValueError: a size that the model cannot make.
+        ValueError: a size that the model cannot make, or a mode that cannot be.
     """
     import torch
 
+    check_mode(compile_mode, pipe.device.type)
     caches = backends.kernel_caches(backends.detect(pipe.device).backend)
+    if compile_mode != "none":
+        caches["compiled"] = cache_folder()
     before = {str(folder): _size_bytes(folder) for folder in caches.values()}
     wanted = {"num_frames": num_frames, "height": height, "width": width, "guidance_scale": guidance_scale}
     call = {**pipe.default_call, **{key: value for key, value in wanted.items() if value is not None}}
     frames, rows, columns = (int(call[key]) for key in ("num_frames", "height", "width"))
-    passes = []
-    for label in ("first", "second"):
+
+    def run(label: str) -> Pass:
         progress(f"{label} pass: {frames} frames of {rows}x{columns} on {pipe.device}")
         start_s = time.perf_counter()
         out: Any = pipe(
@@ -115,14 +122,17 @@ def warm_up(
             denoise_s=round(denoised_s - start_s, 3), decode_s=round(time.perf_counter() - denoised_s, 3)
         )
         progress(f"{label} pass: one step {seconds.denoise_s:.1f} s, decoder {seconds.decode_s:.1f} s")
-        passes.append(seconds)
+        return seconds
+
+    compile_networks(pipe.unet, pipe.vae.decoder, compile_mode, lambda: run("plain"))
+    passes = (run("first"), run("second"))
     after = {str(folder): _size_bytes(folder) for folder in caches.values()}
     return WarmUp(
         device=str(pipe.device),
         num_frames=frames,
         height=rows,
         width=columns,
-        passes=tuple(passes),
+        passes=passes,
         cache_bytes=after,
         added_bytes=sum(after.values()) - sum(before.values()),
     )

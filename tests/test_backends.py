@@ -17,12 +17,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hummingbird import backends, cli, runtime
 from hummingbird.backends import BENCHMARK_VARIABLE, FIND_MODE_VARIABLE, BackendSettings
+from hummingbird.compilation import CACHE_VARIABLE, cache_folder
 from hummingbird.video_io import read_video
+from hummingbird.warmup import warm_up
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a red circle moving right on a black background"
@@ -225,6 +228,49 @@ def test_warm_up_on_a_cpu_says_that_there_is_nothing_to_keep(
 ) -> None:
     assert cli.main(["warmup", "--model", str(tiny_model), "--device", "cpu"]) == 0
     assert "keeps no kernels on disk" in capsys.readouterr().out
+
+
+def test_compiled_networks_give_the_same_video_and_nothing_is_compiled_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    plain, fast = tmp_path / "plain.mp4", tmp_path / "fast.mp4"
+    model = ["--model", str(tiny_model), "--device", "cpu"]
+    call = ["generate", "a boat", "a lamp", *model, "--seed", "3"]
+    assert cli.main([*call, "--out", str(plain)]) == 0
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    assert cli.main(["warmup", *model, "--compile", "blocks", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["cache_bytes"] == {str(tmp_path / "cache"): answer["added_bytes"]}
+    assert answer["added_bytes"] > 0
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    torch._dynamo.reset()
+    counters.clear()
+    assert cli.main([*call, "--compile", "blocks", "--out", str(fast)]) == 0
+    # Two prompts and seeds need what one pass needed, and all of it is found in the cache.
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert counters["inductor"]["fxgraph_cache_miss"] == 0
+    for number in ("01", "02"):
+        videos = [read_video(path.with_stem(f"{path.stem}-{number}")).frames for path in (plain, fast)]
+        assert np.abs(videos[0].astype(int) - videos[1]).max() <= 4  # H.264 of nearly equal pixels
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"), [("graphs", "only a GPU has"), ("all", "expected one of none, blocks, graphs")]
+)
+def test_compile_modes_that_cannot_be(tiny_model: Path, mode: str, message: str) -> None:
+    pipe = runtime.load_pipeline(str(tiny_model), "cpu")
+    with pytest.raises(ValueError, match=message):
+        warm_up(pipe, compile_mode=mode)
+
+
+def test_compiled_code_has_a_place_of_its_own() -> None:
+    assert cache_folder({CACHE_VARIABLE: "/x"}) == Path("/x")
+    assert cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/hummingbird/compiled")
+    assert cache_folder({"HOME": "/h"}) == Path("/h/.cache/hummingbird/compiled")
 
 
 # --- advice -------------------------------------------------------------------------------------------------

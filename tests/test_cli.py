@@ -159,6 +159,11 @@ def test_a_broken_model_folder_is_one_line(
     assert capsys.readouterr().err.count("error: ") == 1
 
 
+def interruptible() -> None:
+    """A shell's background jobs, and what they start, ignore the signal of Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_nothing_half_written(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
     words = [
@@ -175,7 +180,8 @@ def test_ctrl_c_leaves_nothing_half_written(tiny_model: Path, tmp_path: Path) ->
     ]
     command = [sys.executable, "-m", "hummingbird.cli", *words]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-                          stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # fmt: skip
+                          stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                          preexec_fn=interruptible) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
             if "step" in line:

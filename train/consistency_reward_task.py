@@ -105,8 +105,9 @@ class ConsistencyRewardTask(DenoisingTask):
         teacher_dtype: See ``place_frozen``.
         offload_teacher: See ``place_frozen``.
         decode_chunk_size: Frames decoded at once for a reward.
-        reward_steps: 0: rewards look at the prediction that the distillation makes anyway. Over 0: at videos
-            that the student makes in so many steps, with gradients through all of them.
+        reward_steps: Empty: rewards look at the prediction that the distillation makes anyway. Else at videos
+            that the student makes in so many steps, with gradients through all of them; of several numbers
+            one is drawn each time.
         reward_batch_size: Videos made for them, at most those of a batch; 0 makes as many.
         num_reference_steps: Of the teacher's samples, which the guard compares with.
         **settings: Those of ``DenoisingTask``.
@@ -133,7 +134,7 @@ class ConsistencyRewardTask(DenoisingTask):
         teacher_dtype: FrozenDtype = "auto",
         offload_teacher: bool = False,
         decode_chunk_size: int = 1,
-        reward_steps: int = 0,
+        reward_steps: Sequence[int] = (),
         reward_batch_size: int = 0,
         num_reference_steps: int = 25,
         **settings: Any,
@@ -162,7 +163,7 @@ class ConsistencyRewardTask(DenoisingTask):
         self.teacher: UNetSpatioTemporalModel = teacher.unet.eval().requires_grad_(False)
         self.teacher_dtype, self.offload_teacher = teacher_dtype, offload_teacher
         self._teacher_is_placed = False
-        self.reward_steps, self.reward_batch_size = reward_steps, reward_batch_size
+        self.reward_steps, self.reward_batch_size = tuple(reward_steps), reward_batch_size
         self.decode_chunk_size, self.num_reference_steps = decode_chunk_size, num_reference_steps
         self.function = ConsistencyFunction(
             config=config,
@@ -237,11 +238,13 @@ class ConsistencyRewardTask(DenoisingTask):
         captions, fps = list(batch["captions"]), batch["fps"]
         if self.reward_steps:
             some = slice(self.reward_batch_size or len(latents))
+            steps = self.reward_steps[0]
+            if len(self.reward_steps) > 1:
+                index = torch.randint(len(self.reward_steps), (), generator=generator, device=latents.device)
+                steps = self.reward_steps[int(index)]
             noise = torch.randn(latents[some].shape, generator=generator, device=latents.device)
             scale, embeds = draw.guidance_scale[some], prompt_embeds[some]
-            made = self.function.generate(
-                self.network, noise, self.reward_steps, embeds, fps, scale, generator
-            )
+            made = self.function.generate(self.network, noise, steps, embeds, fps, scale, generator)
             return made, captions[some]
         if prediction is None:  # of this slot's losses none asks the teacher
             noisy, timesteps, _ = self.function.noisy(latents, draw)

@@ -128,9 +128,10 @@ class Stage2Config:
     layout: Layout = ()
     """Which losses each slot computes, such as [[consistency, hpsv2], [internvideo2]]; empty: every slot does
     everything. See docs/training_stage2.md."""
-    reward_steps: CountOrNone = 0
-    """0: rewards look at the one-step prediction that the distillation makes anyway, as published. Over 0: at
-    videos made from noise in so many steps, with gradients through all of them."""
+    reward_steps: tuple[Count, ...] = ()
+    """Empty: rewards look at the one-step prediction that the distillation makes anyway, as published. Else
+    at videos made from noise in so many steps, with gradients through all of them; of several numbers, such
+    as [2, 4, 8], one is drawn each time."""
     reward_batch_size: CountOrNone = 0
     """Videos made for them; 0 makes as many as a batch has examples."""
     decode_chunk_size: Count = 1
@@ -160,7 +161,7 @@ class Stage2Config:
                 raise ValueError(f"held_out: {scorer.name} is trained on; name a reward that is not")
         grid = self.consistency.original_steps
         for name, steps in (
-            ("reward_steps", self.reward_steps),
+            ("reward_steps", max(self.reward_steps, default=0)),
             ("call.num_inference_steps", self.call.num_inference_steps),
         ):
             if steps > grid:

@@ -55,7 +55,7 @@ STAGE2_DEFAULTS: dict[str, Any] = {
     "rewards": (),
     "held_out": (),
     "layout": (),
-    "reward_steps": 0,
+    "reward_steps": (),
     "reward_batch_size": 0,
     "decode_chunk_size": 1,
     "teacher_dtype": "auto",
@@ -158,10 +158,10 @@ def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> R
     for name in _PARTS:
         if not isinstance(values.get(name) or {}, dict):
             raise ConfigError(f"{path}: {name}: expected settings, 'name: value' lines")
-    for name, kind in (("rewards", dict), ("held_out", dict), ("layout", list)):
+    for name, kind in (("rewards", dict), ("held_out", dict), ("layout", list), ("reward_steps", int)):
         given = values.get(name) or []
         if not isinstance(given, list) or not all(isinstance(entry, kind) for entry in given):
-            raise ConfigError(f"{path}: {name}: expected a list, as in configs/train/stage2_0.7b.yaml")
+            raise ConfigError(f"{path}: {name}: expected a list, as docs/settings.md describes it")
     for name, value in (changes or {}).items():
         values = _changed(values, name, value)
     recipe = Recipe(values=values, kind=_kind(values))

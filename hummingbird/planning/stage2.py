@@ -68,7 +68,7 @@ def sketch_stage2(recipe: Recipe, device: Device) -> Sketch:
     predict = _Prediction(recipe, student, teacher, low, micro_batch(recipe, teacher, size, shell.num_tokens))
     feedback = _Feedback(recipe, shell, device)
     by_name = {term.reward.name: term for term in terms}
-    steps = int(recipe.stage2("reward_steps"))
+    steps = max(recipe.stage2("reward_steps"), default=0)  # time is counted for the most, too
     parts = (_CONSISTENCY, *by_name)
     layout = [tuple(slot) for slot in recipe.stage2("layout") or ()] or [parts]
     if unknown := {name for slot in layout for name in slot} - set(parts):

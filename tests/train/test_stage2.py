@@ -215,6 +215,20 @@ def test_rewards_look_at_what_users_will_see(tiny: dict[str, str], tmp_path: Pat
     assert set(task.losses(batch_of(data), torch.Generator().manual_seed(0))) == {"loss", "consistency_loss"}
 
 
+def test_of_several_numbers_of_steps_one_is_drawn(tiny: dict[str, str], tmp_path: Path) -> None:
+    flags = ("--reward-steps", "1", "3", "--loop.batch-size", "2", "--reward-batch-size", "1")
+    task, data = build_task(settings(tiny, tmp_path, *flags))
+    calls: list[int] = []
+    task.network.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    for seed in (0, 1, 2, 3, 0):
+        calls.clear()
+        losses = task.losses(batch_of(data, slot=1), torch.Generator().manual_seed(seed))
+        counts.append((len(calls), float(losses["loss"].detach())))
+    assert {count for count, _ in counts} == {1, 3}
+    assert counts[0] == counts[-1]
+
+
 def test_prompts_are_encoded_once(tiny: dict[str, str], tmp_path: Path) -> None:
     task, data = build_task(settings(tiny, tmp_path))
     asked: list[list[str]] = []
