@@ -1,7 +1,7 @@
 """How far is each published network from what this device can do? Last line JSON.
 
     python benchmarks/inference.py                                    # a GPU: full size
-    python benchmarks/inference.py --reduced                          # a CPU: 4 frames of 64x64
+    python benchmarks/inference.py --reduced                          # a CPU: 8 frames of 128x128
 
 Every network has random weights: time does not depend on them. The classic recipe is `videocrafter2` with 50
 DDIM steps and classifier-free guidance; rivals from diffusers are in benchmarks/rivals.py.
@@ -14,9 +14,10 @@ import json
 
 from hummingbird import backends, runtime
 from hummingbird.bench import bench_shell
+from hummingbird.compilation import COMPILE_MODES
 from hummingbird.models.shells import PRESETS, build_shell
 
-REDUCED = {"num_frames": 4, "height": 64, "width": 64}
+REDUCED = {"num_frames": 8, "height": 128, "width": 128}
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--decoder", action="append", help="full or tiny; several: repeat (default: both)")
     parser.add_argument("--steps", type=int, help="of the few-step networks (default: 4)")
     parser.add_argument("--frames", type=int)
+    parser.add_argument("--compile", default="none", choices=COMPILE_MODES, help="of the few-step networks")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--reduced", action="store_true")
     arguments = parser.parse_args()
@@ -51,6 +53,7 @@ def main() -> None:
                 model=name,
                 decoder=given,
                 num_inference_steps=None if name == "videocrafter2" else arguments.steps,
+                compile_mode="none" if name == "videocrafter2" else arguments.compile,
                 repeats=arguments.repeats,
                 end_to_end=device.type != "cpu",
                 **size,

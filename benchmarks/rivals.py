@@ -1,7 +1,8 @@
 """What would a user run instead, and how long does it take here? Last line JSON.
 
     python benchmarks/rivals.py [--only NAME]           # a GPU: full-size configurations, random weights
-    python benchmarks/rivals.py --reduced               # a CPU: the same classes, a few layers, small videos
+    python benchmarks/rivals.py --small-videos          # a CPU: the same networks, all steps, small videos
+    python benchmarks/rivals.py --reduced               # does it run? The same classes with a few layers
 
 Pipelines, networks and schedulers are diffusers' own and run as their model cards say, from embedded prompts:
 text encoders, billions of parameters for some, are left out. Our rows are in benchmarks/inference.py.
@@ -37,14 +38,16 @@ from hummingbird import runtime
 from hummingbird.ceilings import Stopwatch
 from hummingbird.evaluation.report import environment, peak_memory_mb
 
+SMALL_SIZE = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """A pipeline and the call that it is known for."""
+    """A pipeline and the call that it is known for; ``small_frames`` of 128x128 make a small video."""
 
     build: Callable[[bool], Any]
     call: dict[str, Any]
-    reduced_call: dict[str, Any]
+    small_frames: int
     text: tuple[int, int]
     reduced_text: tuple[int, int]
     fps: float
@@ -123,13 +126,7 @@ RIVALS = {
     "animatelcm": Rival(
         build=animatediff,
         call={"num_frames": 16, "height": 512, "width": 512, "num_inference_steps": 4, "guidance_scale": 2.0},
-        reduced_call={
-            "num_frames": 4,
-            "height": 64,
-            "width": 64,
-            "num_inference_steps": 2,
-            "guidance_scale": 2.0,
-        },
+        small_frames=8,
         text=(77, 768),
         reduced_text=(77, 32),
         fps=8.0,
@@ -139,13 +136,7 @@ RIVALS = {
     "animatediff-4-step": Rival(
         build=animatediff,
         call={"num_frames": 16, "height": 512, "width": 512, "num_inference_steps": 4, "guidance_scale": 1.0},
-        reduced_call={
-            "num_frames": 4,
-            "height": 64,
-            "width": 64,
-            "num_inference_steps": 2,
-            "guidance_scale": 1.0,
-        },
+        small_frames=8,
         text=(77, 768),
         reduced_text=(77, 32),
         fps=8.0,
@@ -154,13 +145,7 @@ RIVALS = {
     "wan2.1-1.3b": Rival(
         build=wan,
         call={"num_frames": 81, "height": 480, "width": 832, "num_inference_steps": 4, "guidance_scale": 1.0},
-        reduced_call={
-            "num_frames": 5,
-            "height": 64,
-            "width": 64,
-            "num_inference_steps": 2,
-            "guidance_scale": 1.0,
-        },
+        small_frames=9,
         text=(512, 4096),
         reduced_text=(16, 32),
         fps=16.0,
@@ -175,13 +160,7 @@ RIVALS = {
             "num_inference_steps": 8,
             "guidance_scale": 1.0,
         },
-        reduced_call={
-            "num_frames": 9,
-            "height": 64,
-            "width": 64,
-            "num_inference_steps": 2,
-            "guidance_scale": 1.0,
-        },
+        small_frames=9,
         text=(128, 4096),
         reduced_text=(16, 32),
         fps=24.0,
@@ -192,7 +171,13 @@ RIVALS = {
 
 
 def time_rival(
-    name: str, rival: Rival, device: torch.device, dtype: torch.dtype, repeats: int, reduced: bool
+    name: str,
+    rival: Rival,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+    reduced: bool,
+    small_videos: bool,
 ) -> Any:
     torch.manual_seed(0)
     pipe = rival.build(reduced)
@@ -200,7 +185,9 @@ def time_rival(
     for network in networks:
         nn.Module.to(network, device, dtype).eval()
     pipe.set_progress_bar_config(disable=True)
-    call = dict(rival.reduced_call if reduced else rival.call)
+    call = dict(rival.call)
+    if small_videos or reduced:
+        call |= {"num_frames": rival.small_frames, "height": SMALL_SIZE, "width": SMALL_SIZE}
     tokens, width = rival.reduced_text if reduced else rival.text
     embeds = torch.zeros(1, tokens, width, device=device, dtype=dtype)
     call["prompt_embeds"] = embeds
@@ -244,6 +231,7 @@ def main() -> None:
         "--dtype", default="auto", choices=runtime.DTYPES, help="(default: bfloat16 on a GPU)"
     )
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--small-videos", action="store_true")
     parser.add_argument("--reduced", action="store_true")
     arguments = parser.parse_args()
     device = runtime.resolve_device(arguments.device)
@@ -251,7 +239,9 @@ def main() -> None:
     dtype = runtime.resolve_dtype(wanted, device)
     rows = []
     for name in [arguments.only] if arguments.only else RIVALS:
-        row = time_rival(name, RIVALS[name], device, dtype, arguments.repeats, arguments.reduced)
+        row = time_rival(
+            name, RIVALS[name], device, dtype, arguments.repeats, arguments.reduced, arguments.small_videos
+        )
         print(  # noqa: T201
             f"{name}: denoise {row['denoise_s']:.3f} s, decode {row['decode_s']:.3f} s, "
             f"{row['seconds_per_second_of_video']:.3f} s per second of video, {row['parameters']:,} weights",
@@ -259,7 +249,8 @@ def main() -> None:
         )
         rows.append(row)
     facts = environment(device, str(dtype).removeprefix("torch."))
-    print(json.dumps({"reduced": arguments.reduced, "rows": rows, "environment": facts}))  # noqa: T201
+    size = {"reduced": arguments.reduced, "small_videos": arguments.small_videos}
+    print(json.dumps({**size, "rows": rows, "environment": facts}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def guard_svg(history: Sequence[dict[str, Any]], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
-        f'<text x="{_LEFT}" y="22" font-size="15">{escape(title)}</text>',
+        f'<text x="{_LEFT}" y="18" font-size="15">{escape(title)}</text>',
     ]
     bottom = _TOP + len(rows) * (_PANEL + 20)
     for x, entry in zip(xs, history, strict=True):
@@ -86,7 +86,7 @@ def _panel(label: str, color: str, values: list[float | None], xs: list[float], 
     return [
         f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - _RIGHT}" height="{_PANEL}" fill="none" '
         'stroke="#ccc"/>',
-        f'<text x="{_LEFT + 6}" y="{top + 15}" fill="{color}">{escape(label)}</text>',
+        f'<text x="{_LEFT}" y="{top - 5}" fill="{color}">{escape(label)}</text>',
         f'<text x="{_LEFT - 6}" y="{y(high) + 4:.1f}" text-anchor="end">{high:.3g}</text>',
         f'<text x="{_LEFT - 6}" y="{y(low) + 4:.1f}" text-anchor="end">{low:.3g}</text>',
         f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>',
