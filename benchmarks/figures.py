@@ -23,7 +23,13 @@ HARDWARE = {"2core_epyc": "2-core EPYC"}
 
 STAGE2 = (
     ("consistency alone", "consistency"),
-    ("+ both: nano", "both"),
+    ("+ image reward, videos of 2, 4 or 8 steps", "mixed_image"),
+    ("+ video reward, the same", "mixed_video"),
+    ("+ both, the same", "mixed_both"),
+    ("its 2 steps", "mixed_both_2"),
+    ("its 8 steps", "mixed_both_8"),
+    ("its 26 frames", "mixed_both_26"),
+    ("+ both, videos of 4 steps: **nano**", "both"),
     ("nano", "both_1"),
     ("nano", "both_2"),
     ("nano", "both_8"),

@@ -230,6 +230,7 @@ def test_warm_up_on_a_cpu_says_that_there_is_nothing_to_keep(
     assert "keeps no kernels on disk" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compiled_networks_give_the_same_video_and_nothing_is_compiled_again(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
