@@ -203,7 +203,7 @@ def bench_shell(
         works["denoise"]()
         works["decode"]()
 
-    compile_networks(shell.unet, shell.vae.decoder, compile_mode, run_once)
+    compile_networks(shell.unet, shell.vae, compile_mode, run_once)
     sketch = build_shell(model, "meta", dtype, decoder)
     parts = {}
     for name, work in works.items():

@@ -46,7 +46,7 @@ def check_mode(mode: str, device_type: str) -> None:
 
 def compile_networks(
     unet: UNetSpatioTemporalModel,
-    decoder: Any,
+    vae: Any,
     mode: str,
     run: Callable[[], object],
     environ: MutableMapping[str, str] | None = None,
@@ -58,7 +58,7 @@ def compile_networks(
     Args:
         unet: on its device. ``blocks`` compiles its residual blocks and transformers, equal ones once; with
             ``graphs`` the whole network, whose launches the GPU then replays (CUDA or HIP graphs).
-        decoder: the module that makes pixels of latents, compiled as a whole.
+        vae: whose decoder is compiled as a whole.
         mode: one of ``COMPILE_MODES``; with ``none`` nothing happens.
         run: runs both once at the size that is wanted. It is called before, because fast convolutions
             (``hummingbird.models.winograd``) hand graphs what they prepared in a plain call.
@@ -81,4 +81,4 @@ def compile_networks(
         unet.compile(mode="reduce-overhead", dynamic=False)
     else:
         unet.compile_repeated_blocks()
-    decoder.compile(dynamic=False)
+    vae.decoder.compile(dynamic=False)

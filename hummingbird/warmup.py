@@ -124,7 +124,7 @@ def warm_up(
         progress(f"{label} pass: one step {seconds.denoise_s:.1f} s, decoder {seconds.decode_s:.1f} s")
         return seconds
 
-    compile_networks(pipe.unet, pipe.vae.decoder, compile_mode, lambda: run("plain"))
+    compile_networks(pipe.unet, pipe.vae, compile_mode, lambda: run("plain"))
     passes = (run("first"), run("second"))
     after = {str(folder): _size_bytes(folder) for folder in caches.values()}
     return WarmUp(

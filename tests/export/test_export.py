@@ -20,6 +20,7 @@ from hummingbird.export.build import FLOAT32_TOLERANCE, export_pipeline
 from hummingbird.export.components import ExportedUNet, load_parts
 from hummingbird.export.parts import list_parts, trace
 from hummingbird.models import UNetSpatioTemporalModel, preset_config
+from hummingbird.warmup import warm_up
 from tests.pipelines.tiny import seeded, tiny_components
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
@@ -71,6 +72,14 @@ def onnx_folder(pipe: HummingbirdPipeline, tmp_path_factory: pytest.TempPathFact
     assert read_manifest(folder) == manifest
     assert set(operators["graphs"]) == {graph.file for graph in manifest.graphs}
     return folder
+
+
+def test_exported_models_warm_up_and_are_not_compiled_again(onnx_folder: Path) -> None:
+    exported = HummingbirdPipeline.from_pretrained(onnx_folder)
+    exported.set_progress_bar_config(disable=True)
+    assert warm_up(exported).num_frames == SIZE["num_frames"]
+    with pytest.raises(ValueError, match="whose code is compiled already"):
+        warm_up(exported, compile_mode="blocks")
 
 
 def assert_same_frames(pipe: HummingbirdPipeline, folder: Path, tolerance: float = 1e-3, **call: Any) -> None:
