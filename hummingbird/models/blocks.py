@@ -427,7 +427,8 @@ class TemporalTransformer(nn.Module):
         """Map frames ``(B*F, C, H, W)`` to the same shape."""
         height, width = hidden_states.shape[2:]
         video = self.norm(frames_to_video(hidden_states, num_frames))  # (B, C, F, H, W)
-        tokens = video.permute(0, 3, 4, 2, 1).reshape(-1, num_frames, video.shape[1])  # (B*H*W, F, C)
+        tokens = video.permute(0, 3, 4, 2, 1).flatten(0, 2).contiguous()  # (B*H*W, F, C)
+        # without the copy one video's tokens would be a view, and the projection a batch of small products
         tokens = self._project(self.proj_in, tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens)

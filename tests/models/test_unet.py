@@ -15,6 +15,7 @@ from diffusers.models.attention_dispatch import (
 )
 from torch import nn
 
+from hummingbird import runtime
 from hummingbird.models import UNetSpatioTemporalModel
 from hummingbird.models.blocks import PointwiseConv1d, TemporalConv3d, plain_attention
 from hummingbird.models.embeddings import sinusoidal_embedding
@@ -418,3 +419,37 @@ def test_one_value_per_norm_group_is_refused() -> None:
     unet = tiny_unet()
     with pytest.raises(ValueError, match="one value per group"):
         run(unet, **tiny_inputs(height=2, width=2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_linear_layers_see_tokens_that_fold_into_one_matrix(batch_size: int) -> None:
+    """Of others torch makes a batch of products, with a copy of the weights for each."""
+    unet = tiny_unet()
+    seen = []
+
+    def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        tokens = inputs[0].transpose(1, 2) if isinstance(layer, PointwiseConv1d) else inputs[0]
+        seen.append(tokens.flatten(0, -2).data_ptr() == tokens.data_ptr())
+
+    for layer in unet.modules():
+        if isinstance(layer, (nn.Linear, PointwiseConv1d)):
+            layer.register_forward_pre_hook(look)
+    run(unet, **tiny_inputs(batch_size))
+    assert len(seen) > 50
+    assert all(seen)
+
+
+def test_half_precision_on_a_cpu_lays_out_weights_as_inputs() -> None:
+    unet = tiny_unet().bfloat16()
+    inputs = tiny_inputs()
+    inputs |= {name: inputs[name].bfloat16() for name in ("sample", "encoder_hidden_states")}
+    before = run(unet, **inputs)
+    names = {name: tuple(parameter.shape) for name, parameter in unet.named_parameters()}
+    runtime.speed_up([unet], torch.device("cpu"))
+    assert {name: tuple(parameter.shape) for name, parameter in unet.named_parameters()} == names
+    for layer in unet.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        elif isinstance(layer, TemporalConv3d):
+            assert layer.weight.squeeze(-1).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(run(unet, **inputs), before, atol=2e-2, rtol=2e-2)
