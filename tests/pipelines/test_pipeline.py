@@ -65,9 +65,11 @@ def test_few_step_sampling_follows_the_original(monkeypatch):
         callback_on_step_end=record,
     ).frames
     assert [timestep for timestep, _ in steps] == outputs["timesteps"].tolist()
+    # As recorded with the golden: steps hand rounding on. In float64 they are as far from it as in float32.
+    tolerance = {key: config["suggested_tolerance"][key] for key in ("rtol", "atol")}
     for index, (_, sample) in enumerate(steps[:-1]):
-        torch.testing.assert_close(sample, outputs["prev_sample"][index], rtol=1e-4, atol=2e-4)
-    torch.testing.assert_close(latents, outputs["final_latents"], rtol=1e-4, atol=5e-4)
+        torch.testing.assert_close(sample, outputs["prev_sample"][index], **tolerance)
+    torch.testing.assert_close(latents, outputs["final_latents"], **tolerance)
     torch.testing.assert_close(pipe.decode_latents(latents), outputs["video"], rtol=1e-4, atol=1e-4)
 
 
@@ -125,6 +127,7 @@ def test_noise_between_steps_comes_from_the_generator(pipe):
 
 
 def test_batch_equals_single(pipe):
+    pipe.to(torch.float64)  # sums over other shapes round otherwise, by how much depends on the CPU
     options = CALL | {"eta": 1.0}
     together = pipe([PROMPT, OTHER], generator=seeded(3, 4), **options).frames
     assert together.shape[0] == 2
@@ -135,6 +138,7 @@ def test_batch_equals_single(pipe):
 
 
 def test_videos_per_prompt_lie_side_by_side(pipe):
+    pipe.to(torch.float64)
     frames = pipe([PROMPT, OTHER], num_videos_per_prompt=2, generator=seeded(0, 1, 0, 1), **CALL).frames
     for index, (prompt, seed) in enumerate(((PROMPT, 0), (PROMPT, 1), (OTHER, 0), (OTHER, 1))):
         alone = pipe(prompt, generator=seeded(seed), **CALL).frames[0]

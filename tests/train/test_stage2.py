@@ -153,7 +153,8 @@ def test_a_teacher_of_few_bits_says_nearly_the_same(dtype: Any) -> None:
     place_frozen(teacher, dtype, torch.device("cpu"), offload=False)
     assert sum(p.numel() * p.element_size() for p in teacher.parameters()) < 0.6 * size
     error = (ask() - exact).norm() / exact.norm()
-    assert 0 < error < (0.02 if dtype == "bfloat16" else 0.2)
+    # bfloat16 rounds to 0.004; over the layers that adds up to about 0.02, by the order of a CPU's sums
+    assert 0 < error < (0.03 if dtype == "bfloat16" else 0.2)
 
 
 # --- rewards and slots -------------------------------------------------------------------------------------
