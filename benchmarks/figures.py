@@ -262,8 +262,14 @@ def _models(rows: list[tuple[str, str]]) -> str:
 
 
 def stage1() -> str:
-    """The student of stage 1 beside its teacher."""
-    return _models([("nano-teacher", "nano_teacher"), ("nano-stage1", "nano_stage1")])
+    """The student of stage 1 beside its teacher, and what it is compared with."""
+    return _models(
+        [
+            ("nano-teacher", "nano_teacher"),
+            ("nano-stage1", "nano_stage1"),
+            ("the same plan, untrained", "nano_stage1_untrained"),
+        ]
+    )
 
 
 def stage2() -> str:
