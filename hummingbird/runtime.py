@@ -229,11 +229,8 @@ def speed_up(networks: Iterable[torch.nn.Module], device: torch.device) -> None:
         if next(network.parameters()).dtype == torch.float32:
             winograd.enable(network)
             continue
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.Conv2d):
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-            elif isinstance(layer, torch.nn.Conv3d):
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        torch.nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
+        torch.nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
 
 
 def _weights_bytes(pipe: HummingbirdPipeline) -> int:

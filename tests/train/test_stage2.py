@@ -143,18 +143,21 @@ def test_a_teacher_of_few_bits_says_nearly_the_same(dtype: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     sample, embeds = (torch.randn(1, *shape, generator=generator) for shape in ((4, 3, 8, 8), (5, 16)))
 
-    def ask() -> Tensor:
+    def ask(network: Any) -> Tensor:
         with torch.no_grad():
-            inputs = (sample.to(teacher.dtype), torch.tensor([500]), embeds.to(teacher.dtype))
-            return teacher(*inputs, fps=8, return_dict=False)[0].float()
+            inputs = (sample.to(network.dtype), torch.tensor([500]), embeds.to(network.dtype))
+            return network(*inputs, fps=8, return_dict=False)[0].float()
 
-    exact = ask()
+    exact, plain = ask(teacher), copy.deepcopy(teacher).bfloat16()
     size = sum(p.numel() * p.element_size() for p in teacher.parameters())
     place_frozen(teacher, dtype, torch.device("cpu"), offload=False)
     assert sum(p.numel() * p.element_size() for p in teacher.parameters()) < 0.6 * size
-    error = (ask() - exact).norm() / exact.norm()
-    # bfloat16 rounds to 0.004; over the layers that adds up to about 0.02, by the order of a CPU's sums
-    assert 0 < error < (0.03 if dtype == "bfloat16" else 0.2)
+    if dtype == "bfloat16":
+        # How a CPU rounds on the way differs (0.015 to 0.025 in all); what the placing rounds does not.
+        assert torch.equal(ask(teacher), ask(plain))
+        teacher.float()
+    error = (ask(teacher) - exact).norm() / exact.norm()
+    assert 0 < error < (0.02 if dtype == "bfloat16" else 0.2)
 
 
 # --- rewards and slots -------------------------------------------------------------------------------------
