@@ -268,6 +268,7 @@ def stage1() -> str:
             ("nano-teacher", "nano_teacher"),
             ("nano-stage1", "nano_stage1"),
             ("distilled without features", "nano_stage1_no_features"),
+            ("the same network from nothing", "nano_stage1_scratch"),
             ("the same plan, untrained", "nano_stage1_untrained"),
         ]
     )
