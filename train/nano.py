@@ -267,10 +267,12 @@ PARTS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 }
 
 
-STUDENT_STAGES: tuple[tuple[str, type[Any], Callable[[Any], None]], ...] = (
-    ("stage1", Stage1Config, train_stage1),
-    ("stage2", Stage2Config, train_stage2),
+STUDENT_STAGES: tuple[tuple[str, str, type[Any], Callable[[Any], None]], ...] = (
+    ("stage1", "stage1.py", Stage1Config, train_stage1),
+    ("stage2", "stage2.py", Stage2Config, train_stage2),
+    ("stage2_eight", "stage2.py", Stage2Config, train_stage2),
 )
+"""Name, entry point, settings, training."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -312,7 +314,7 @@ def train_stage(path: Path) -> None:
 
 
 def train_student_stage(
-    name: str, config_class: type[Any], function: Callable[[Any], None], path: Path
+    script: str, config_class: type[Any], function: Callable[[Any], None], path: Path
 ) -> None:
     """One stage of the student; its ``target_global_batch`` holds whatever the number of processes.
 
@@ -325,7 +327,7 @@ def train_student_stage(
     if torch.cuda.is_available() or (os.cpu_count() or 1) < NUM_PROCESSES or not divides:
         function(config)
     else:
-        _launch(f"{name}.py", path)
+        _launch(script, path)
 
 
 def _launch(script_name: str, path: Path) -> None:
@@ -357,10 +359,11 @@ def train_all(folder: Path) -> None:
             train_reward(reward)
     packing = load_config(ExportConfig, folder / "nano_export.yaml")
     export_all(packing)
-    for name, config_class, function in STUDENT_STAGES:
+    for name, script, config_class, function in STUDENT_STAGES:
         # The debug twins stand for the recipes of the full size as well, and are not named after nano.
         path = folder / f"nano_{name}.yaml"
-        train_student_stage(name, config_class, function, path if path.is_file() else folder / f"{name}.yaml")
+        path = path if path.is_file() else folder / f"{name}.yaml"
+        train_student_stage(script, config_class, function, path)
         export_students(packing)  # stage 2 starts from what stage 1 packed
 
 

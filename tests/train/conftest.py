@@ -29,6 +29,7 @@ RECIPES: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     **{stage: (TeacherConfig, train_teacher) for stage in STAGES},
     "stage1": (Stage1Config, train_stage1),
     "stage2": (Stage2Config, train_stage2),
+    "stage2_eight": (Stage2Config, train_stage2),
 }
 
 
@@ -49,8 +50,9 @@ def recipe(name: str, parts: Path, output: Path, *overrides: str) -> Any:
     if name == "stage1":  # four clips at once instead of one after the other
         flags += ["--teacher", str(parts / "teacher/model"), "--loop.batch-size", "4"]
         flags += ["--latents", str(parts / "latents.safetensors")]
-    if name == "stage2":
-        flags += ["--teacher", str(parts / "teacher/model"), "--student.model", str(parts / "stage1/model")]
+    if name in ("stage2", "stage2_eight"):
+        student = parts / ("stage1" if name == "stage2" else "stage2") / "model"
+        flags += ["--teacher", str(parts / "teacher/model"), "--student.model", str(student)]
         flags += ["--rewards.0.checkpoint", str(parts / "reward_image/model")]
         flags += ["--rewards.1.checkpoint", str(parts / "reward_video/model")]
         flags += ["--latents", str(parts / "latents.safetensors"), "--loop.batch-size", "4"]
@@ -74,6 +76,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(name, folder, folder / name)
     flags = ["--vae", str(folder / "vae/model"), "--output", str(folder / "latents.safetensors")]
     nano.write_latents(load_config(nano.LatentsConfig, DEBUG / "nano_latents.yaml", flags))
-    for name in ("decoder", *STAGES, "stage1", "stage2"):
+    for name in ("decoder", *STAGES, "stage1", "stage2", "stage2_eight"):
         train(name, folder, folder / name)
     return folder
