@@ -231,7 +231,8 @@ def export_pipeline(model: str, output: str) -> None:
     for name in ("vae", "text_encoder", "unet"):
         getattr(pipe, name).half()
     pipe.save_pretrained(output)
-    for path in Path(output).rglob("*config.json"):  # drop where a part was loaded from
+    # drop where the pipeline and its parts were loaded from
+    for path in (Path(output) / "model_index.json", *Path(output).rglob("*config.json")):
         values = json.loads(path.read_text())
         values.pop("_name_or_path", None)
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -177,6 +177,7 @@ def test_the_exported_model_is_half_as_large_and_nearly_the_same(parts: Path, tm
     for name, tensor in full.items():
         torch.testing.assert_close(half[name].float(), tensor, atol=1e-6, rtol=1e-3)
     assert HummingbirdPipeline.from_pretrained(tmp_path / "nano").unet.dtype == torch.float32
+    assert not [path for path in (tmp_path / "nano").rglob("*.json") if str(parts) in path.read_text()]
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
