@@ -18,6 +18,9 @@ from tqdm.auto import tqdm
 from hummingbird.nano import world
 from hummingbird.video_io import atomic_path
 
+_FRAMES_AT_ONCE = 32
+"""Frames that an autoencoder encodes together: of more, a CPU's caches hold too little (docs/log.md)."""
+
 
 def to_model_range(frames: Tensor) -> Tensor:
     """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [-1, 1]."""
@@ -71,12 +74,14 @@ def encode_frames(vae: AutoencoderKL, clips: Tensor) -> Tensor:
         float16 (N, F, C, h, w).
     """
     device = next(vae.parameters()).device
-    pixels = to_model_range(clips).flatten(0, 1).to(device)
+    pixels = to_model_range(clips).flatten(0, 1)
     # Not every CPU has instructions for bfloat16, and without them it takes many times longer.
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-        mode = vae.encode(pixels).latent_dist.mode().float()
+        modes = [
+            vae.encode(part.to(device)).latent_dist.mode().float() for part in pixels.split(_FRAMES_AT_ONCE)
+        ]
     shift = vae.config.shift_factor or 0.0  # autoencoders of the SD family have none
-    latents = ((mode - shift) * vae.config.scaling_factor).half().cpu()
+    latents = ((torch.cat(modes) - shift) * vae.config.scaling_factor).half().cpu()
     return latents.contiguous().unflatten(0, clips.shape[:2])
 
 

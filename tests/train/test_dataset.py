@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from hummingbird.nano import world
-from train.dataset import LatentClips, MovingShapesCaptions, MovingShapesFrames, to_model_range
+from train.dataset import (
+    LatentClips,
+    MovingShapesCaptions,
+    MovingShapesFrames,
+    encode_frames,
+    to_model_range,
+)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +164,17 @@ def test_encoded_clips_are_seen_scaled_and_shaped(parts: Path) -> None:
     assert abs(float(tensors["latents"].float().mean())) < 0.3
     assert 0.7 < float(tensors["latents"].float().std()) < 1.4
     assert list(parts.glob("*.part*")) + list(parts.glob(".*")) == []
+
+
+def test_clips_encoded_together_are_those_encoded_alone(parts: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(parts / "vae/model", use_safetensors=True).eval()
+    rng = np.random.default_rng(5)
+    clips = world.render_clips(
+        world.random_attributes(3, rng), rng
+    )  # 48 frames: more than are encoded at once
+    alone = torch.cat([encode_frames(vae, clip[None]) for clip in clips])
+    assert not torch.equal(alone[0], alone[1])
+    torch.testing.assert_close(encode_frames(vae, clips), alone, rtol=0, atol=2e-3)
 
 
 def test_wrong_settings_and_files_are_refused(clips: Path, tmp_path: Path) -> None:
