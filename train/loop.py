@@ -484,7 +484,7 @@ class _Run:
         if not self.guard.is_on:
             return
         if self.is_main and self.guard.state.reference is None and isinstance(self.task, HasReference):
-            with whole_folder(self.output / "samples" / "reference") as part:
+            with self._all_threads(), whole_folder(self.output / "samples" / "reference") as part:
                 self.guard.set_reference(self.task.sample_reference(part))
         if self.config.guard.action == "rollback" and not checkpoints(self.output):
             self._save_checkpoint()
@@ -497,7 +497,8 @@ class _Run:
             return
         start = time.perf_counter()
         self._gather()
-        verdict = self._sample() if self.is_main else None
+        with self._all_threads():
+            verdict = self._sample() if self.is_main else None
         verdict = broadcast_object_list([verdict])[0]
         self.window.start += time.perf_counter() - start
         if verdict is None:
@@ -533,6 +534,17 @@ class _Run:
         if verdict is None:
             self._note_best(figures)
         return verdict
+
+    @contextmanager
+    def _all_threads(self) -> Iterator[None]:
+        """The threads of all processes of this CPU for the main one, while the others wait for it."""
+        before = torch.get_num_threads()
+        if self.accelerator.device.type == "cpu":
+            torch.set_num_threads(min(before * self.accelerator.num_processes, os.cpu_count() or before))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _note_best(self, figures: dict[str, float]) -> None:
         name = self.config.best_metric
