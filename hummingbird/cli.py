@@ -244,6 +244,8 @@ def _evaluate_videos(args: argparse.Namespace) -> dict[str, Any]:
         list_videos(Path(args.reference))
     device = runtime.resolve_device(args.device)
     rewards = {name: load_reward(name, path, device=device) for name, path in args.reward}
+    for reward in rewards.values():
+        reward.tokenize(["a"])  # a vocabulary may be missing
     features = {name: load_features(name, path, device=device) for name, path in args.features}
     num_prompts = args.num_prompts or 512
     attributes = world.evaluation_prompts(num_prompts, args.seed)

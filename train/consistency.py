@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hummingbird.config import config_dataclass
+from hummingbird.config import ConfigError, config_dataclass
 from hummingbird.schedulers import (
     boundary_scalings,
     ddim_solver_step,
@@ -56,6 +56,20 @@ class ConsistencyConfig:
             )
         check_points("guidance_share", self.guidance_share, largest=1.0)
         return self
+
+
+def check_grid(original_steps: int, num_train_timesteps: int) -> None:
+    """Refuses a grid that ends before the noise does.
+
+    Raises:
+        ConfigError: more points than timesteps, or room for another one at the end.
+    """
+    skip = num_train_timesteps // original_steps
+    if original_steps * skip <= num_train_timesteps - max(skip, 1):
+        raise ConfigError(
+            f"consistency.original_steps: got {original_steps}, whose grid ends at timestep "
+            f"{original_steps * skip - 1} of {num_train_timesteps}; expected a divisor, such as 50"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

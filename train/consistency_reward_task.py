@@ -26,6 +26,7 @@ from train.consistency import (
     ConsistencyConfig,
     ConsistencyDraw,
     ConsistencyFunction,
+    check_grid,
     consistency_step,
     draw_consistency,
 )
@@ -157,6 +158,7 @@ class ConsistencyRewardTask(DenoisingTask):
             )
         if not torch.allclose(scheduler.alphas_cumprod, teacher.scheduler.alphas_cumprod):
             raise ConfigError("teacher: its noise schedule is none that few-step sampling can follow")
+        check_grid(config.original_steps, len(scheduler.alphas_cumprod))
         self.config, self.terms, self.held_out = config, tuple(terms), tuple(held_out)
         self.use_oracle, self.layout = use_oracle, layout
         self.teacher_pipeline = teacher
@@ -285,9 +287,9 @@ class ConsistencyRewardTask(DenoisingTask):
         new = [
             prompt for key, prompt in dict(zip(keys, prompts, strict=True)).items() if key not in self._texts
         ]
-        if new:
-            for prompt, features in zip(new, reward.embed_prompts(new).cpu(), strict=True):
-                self._texts[id(reward), prompt] = features
+        # One by one: features depend on how many are encoded together, and a resumed run has other new ones.
+        for prompt in new:
+            self._texts[id(reward), prompt] = reward.embed_prompts([prompt])[0].cpu()
         found = torch.stack([self._texts[key] for key in keys])
         for key in keys:
             self._texts.move_to_end(key)
@@ -314,10 +316,17 @@ class ConsistencyRewardTask(DenoisingTask):
         """The loop's averaged weights, for the target.
 
         Raises:
-            ConfigError: they are sharded, and the target would have to be a network of its own.
+            ConfigError: they are sharded, and the target would have to be a network of its own, or processes
+                would wait for each other's layers in different passes.
         """
-        if self.config.target == "ema" and isinstance(average.shadow_params[0], DTensor):
-            raise ConfigError("target: got ema with FSDP, expected student")
+        if isinstance(average.shadow_params[0], DTensor):
+            if self.config.target == "ema":
+                raise ConfigError("target: got ema with FSDP, expected student")
+            if len(set(self.layout)) > 1 or len(self.reward_steps) > 1:
+                raise ConfigError(
+                    "layout, reward_steps: with FSDP all processes have to ask the student equally often; "
+                    "leave the layout out and give one number of steps, or train without FSDP"
+                )
         self._average = average
 
     def _target_network(self, global_step: int) -> UNetSpatioTemporalModel:

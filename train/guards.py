@@ -114,6 +114,11 @@ def undefined_statistics() -> dict[str, float]:
     return {PREFIX + name: math.nan for name in STATISTICS}
 
 
+def are_numbers(figures: dict[str, float]) -> bool:
+    """Whether the samples of these figures are clips at all."""
+    return all(math.isfinite(value) for name, value in figures.items() if name.startswith(PREFIX))
+
+
 def _flow_magnitude(luma: np.ndarray) -> float:
     """(N, F, H, W) uint8 -> mean length in pixels."""
     if luma.shape[1] < 2:
@@ -248,6 +253,10 @@ class Guard:
             return f"{self.state.rate_scale:g} of the learning rate"
         return f"{self.state.reward_scale:g} of the rewards' weights"
 
+    def begin(self, step: int) -> None:
+        """Makes this step the one to go back to, before any other was judged."""
+        self._save(good_step=step)
+
     def judge(self, step: int, figures: dict[str, float]) -> tuple[str, str] | None:
         """What has to follow from the samples of a step: an action and its reason, or None.
 
@@ -298,7 +307,8 @@ class Guard:
         """A step to go back to, unless the held-out reward has fallen there, even if no other has risen."""
         best, good_step = self.state.best, max(step, self.state.good_step)
         held_out = figures.get(HELD_OUT, math.nan)
-        if best is not None and held_out < best[HELD_OUT] - self.config.max_held_out_drop:
+        has_fallen = best is not None and held_out < best[HELD_OUT] - self.config.max_held_out_drop
+        if has_fallen or not are_numbers(figures):
             good_step = self.state.good_step
         if math.isfinite(held_out) and (best is None or held_out > best[HELD_OUT]):
             best = {HELD_OUT: held_out, REWARD: figures.get(REWARD, 0.0)}

@@ -57,7 +57,7 @@ from train.checkpoint import (
     write_best,
     write_json,
 )
-from train.guards import Guard, GuardConfig
+from train.guards import Guard, GuardConfig, are_numbers
 from train.optimizer import OptimizerName, make_optimizer
 from train.sharding import Sharding, is_sharded, whole
 from train.trackers import Metrics, TrackerName, progress_line
@@ -223,7 +223,11 @@ def is_finished(config: LoopConfig) -> bool:
     """Whether the run has its model and no step left to do."""
     output = Path(config.output)
     found = checkpoints(output)
-    return (output / "model").exists() and (not found or step_of(found[-1]) >= config.max_steps)
+    if not found:
+        return (output / "model").exists()
+    # The model of the last step is there before its samples have been judged.
+    judged = (output / "samples" / f"step-{config.max_steps}" / "figures.json").is_file()
+    return (output / "model").exists() and judged and step_of(found[-1]) >= config.max_steps
 
 
 class _Run:
@@ -313,7 +317,8 @@ class _Run:
             index = (
                 self.step * self.accumulation + micro_step
             ) * accelerator.num_processes + accelerator.process_index
-            self.generator.manual_seed(self.config.seed * 1_000_003 + index)
+            seed = self.config.seed * 1_000_003 + index
+            self.generator.manual_seed(seed)
             start = time.perf_counter()
             slots = self.accumulation * accelerator.num_processes
             batch = {
@@ -324,6 +329,7 @@ class _Run:
                 "reward_scale": self.guard.state.reward_scale,
             }
             self.window.data_seconds += time.perf_counter() - start
+            torch.manual_seed(seed)  # of dropout, which else depends on the process that has this batch
             with accelerator.accumulate(network):
                 with accelerator.autocast():
                     losses = self.task.losses(batch, self.generator)
@@ -446,6 +452,10 @@ class _Run:
         if found := checkpoints(self.output):
             self._load(found[-1])
         self.ema.to(self.accelerator.device)
+        if self.is_main:  # those of later steps are of weights that are gone
+            for folder in (self.output / "samples").glob("step-*"):
+                if folder.suffix != ".part" and step_of(folder) > self.step:
+                    discard(folder)
 
     def _load(self, checkpoint: Path) -> None:
         self.step = load_checkpoint(self.accelerator, checkpoint, self._load_state)
@@ -486,8 +496,13 @@ class _Run:
         if self.is_main and self.guard.state.reference is None and isinstance(self.task, HasReference):
             with self._all_threads(), whole_folder(self.output / "samples" / "reference") as part:
                 self.guard.set_reference(self.task.sample_reference(part))
-        if self.config.guard.action == "rollback" and not checkpoints(self.output):
-            self._save_checkpoint()
+        if self.config.guard.action == "rollback":
+            good = self.output / "checkpoints" / f"step-{self.guard.state.good_step}"
+            if not broadcast_object_list([good.exists()])[0]:  # the guard was off until now
+                if not broadcast_object_list([bool(checkpoints(self.output))])[0]:
+                    self._save_checkpoint()
+                if self.is_main:
+                    self.guard.begin(self.step)
         self.window = _Window(self.step)
 
     def _sample_if_due(self) -> None:
@@ -508,6 +523,7 @@ class _Run:
             if self.is_main:
                 logger.warning("step %d: %s", self.step, reason)
             return
+        self.guard.load()  # the main process alone has judged
         if self.is_main:
             discard(self.output / "model")
         if action == "rollback":
@@ -549,6 +565,9 @@ class _Run:
     def _note_best(self, figures: dict[str, float]) -> None:
         name = self.config.best_metric
         if name is None:
+            return
+        if not are_numbers(figures) or not math.isfinite(figures.get(name, 0.0)):
+            logger.warning("step %d: samples are no numbers, and not compared with the best", self.step)
             return
         if name not in figures:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -44,6 +44,12 @@ def check_layout(layout: Layout, parts: Sequence[str], num_slots: int) -> None:
             f"layout: got {len(layout)} slots for {num_slots} batches per step (processes x accumulation), "
             f"expected a multiple of {len(layout)}; set loop.target_global_batch accordingly"
         )
+
+
+def without(layout: Layout, names: Collection[str]) -> Layout:
+    """The layout without some losses, and without slots that are left empty."""
+    slots = (tuple(name for name in slot if name not in names) for slot in layout)
+    return tuple(kept for kept, slot in zip(slots, layout, strict=True) if kept or not slot)
 
 
 def factors(layout: Layout, parts: Sequence[str], slot: int, num_slots: int) -> dict[str, float]:

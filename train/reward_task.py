@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from hummingbird.rewards.frame_selection import FrameSelection
 from hummingbird.rewards.nano import (
     Kind,
     build_nano_network,
+    check_nano_model,
     nano_preprocessing,
     nano_tokenizer,
     tokenize_prompts,
@@ -34,6 +36,7 @@ VISIBLE: dict[Kind, tuple[str, ...]] = {
 }
 """What a frame, or a clip, tells."""
 NUM_DISTRACTORS = 16
+_STATISTICS_SEED, _STATISTICS_BATCHES = 2_000_000, 8
 _MAX_LOGIT_SCALE = 100.0
 _VALUES = dict(
     zip(world.ATTRIBUTES, (world.SHAPES, world.COLORS, world.MOTIONS, world.BACKGROUNDS), strict=True)
@@ -235,7 +238,7 @@ class NanoRewardTask:
         return label
 
     def sample(self, network: Any, folder: Path) -> dict[str, float]:
-        figures = retrieval_accuracy(network, self.tokenizer, self.config)
+        figures = retrieval_accuracy(self._with_statistics(network), self.tokenizer, self.config)
         (folder / "retrieval.json").write_text(json.dumps(figures, indent=2) + "\n")
         return figures
 
@@ -243,8 +246,30 @@ class NanoRewardTask:
         """As ``load_reward`` reads it."""
         values = {"kind": self.config.kind, "model": model_config(self.config, self.tokenizer)}
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        state_dict = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+        state_dict = self._with_statistics(network).state_dict()
+        state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
         save_file(state_dict, folder / "model.safetensors")
+
+    @torch.no_grad()
+    def _with_statistics(self, network: Any) -> Any:
+        """A copy whose batch norms have the statistics of its own weights.
+
+        Those counted in training are of the last weights, and what is sampled and saved are averaged ones.
+        """
+        network = copy.deepcopy(network)
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        if not norms:
+            return network
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # of all batches alike
+            norm.train()
+        device = next(network.parameters()).device
+        selection = frame_selection(self.config)
+        data = MovingShapesPairs(self.config.kind, selection, self.config.loop.batch_size, _STATISTICS_SEED)
+        for index in range(_STATISTICS_BATCHES):
+            network.encode_image(self._pixels(data.batch(index)["frames"].to(device)))
+        return network.eval()
 
 
 @torch.no_grad()
@@ -302,7 +327,12 @@ def build_task(config: NanoRewardConfig) -> NanoRewardTask:
     if config.kind == "video" and any(channels < 4 or channels % 4 for channels in config.channels):
         raise ConfigError(f"channels: got {config.channels}, expected multiples of 4")
     tokenizer = nano_tokenizer()
-    return NanoRewardTask(build_nano_network(config.kind, model_config(config, tokenizer)), tokenizer, config)
+    model = model_config(config, tokenizer)
+    try:
+        check_nano_model(config.kind, model)  # what could not be loaded again is not trained
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return NanoRewardTask(build_nano_network(config.kind, model), tokenizer, config)
 
 
 def train_reward(config: NanoRewardConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ import torch
 from pydantic import Field
 
 from hummingbird.config import ConfigError, config_dataclass
+from hummingbird.pipelines import HummingbirdPipeline
 from hummingbird.rewards import (
     FrameSelection,
     ImageReward,
@@ -41,7 +43,7 @@ from train.consistency_reward_task import (
     few_step_student,
 )
 from train.loop import Count, CountOrNone, LoopConfig, accumulation_steps, run
-from train.placement import CONSISTENCY, FrozenDtype, Layout, check_layout
+from train.placement import CONSISTENCY, FrozenDtype, Layout, check_layout, without
 from train.sources import EncodedClips, load_model, open_clips
 
 RewardName = Literal["hpsv2", "pickscore", "viclip", "internvideo2", "nano-image", "nano-video"]
@@ -205,9 +207,12 @@ def build_task(config: Stage2Config) -> tuple[ConsistencyRewardTask, EncodedClip
     rewards = [reward for reward in config.rewards if reward.weight > 0]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     num_slots = processes * accumulation_steps(config.loop, processes)
-    check_layout(config.layout, [CONSISTENCY, *(reward.name for reward in rewards)], num_slots)
+    left_out = {reward.name for reward in config.rewards if reward.weight == 0}
+    layout = without(config.layout, left_out)
+    check_layout(layout, [CONSISTENCY, *(reward.name for reward in rewards)], num_slots)
     teacher = load_model(config.teacher, "teacher")
     source = teacher if config.student.model is None else load_model(config.student.model, "student.model")
+    _check_student(source, teacher)
     student = few_step_student(source.unet, config.student.time_cond_proj_dim)
     if config.student.lora_rank:
         add_lora(student, config.student.lora_rank, config.student.lora_dropout, config.loop.seed)
@@ -219,7 +224,7 @@ def build_task(config: Stage2Config) -> tuple[ConsistencyRewardTask, EncodedClip
         config.num_frames,
         caption_dropout=0.0,
     )
-    if config.rewards and isinstance(data, BucketedClips) and not data.has_captions:
+    if rewards and isinstance(data, BucketedClips) and not data.has_captions:
         raise ValueError(
             f"latents: {config.latents} was encoded without its captions, which rewards read; encode it "
             "again with `python train/precompute.py`"
@@ -229,9 +234,11 @@ def build_task(config: Stage2Config) -> tuple[ConsistencyRewardTask, EncodedClip
         teacher,
         config.consistency,
         terms=[_term(reward, config.num_frames) for reward in rewards],
-        held_out=[_load_reward(scorer) for scorer in config.held_out if scorer.name != ORACLE],
+        held_out=[
+            _held_out(scorer, config.num_frames) for scorer in config.held_out if scorer.name != ORACLE
+        ],
         use_oracle=any(scorer.name == ORACLE for scorer in config.held_out),
-        layout=config.layout,
+        layout=layout,
         teacher_dtype=config.teacher_dtype,
         offload_teacher=config.offload_teacher,
         reward_steps=config.reward_steps,
@@ -252,7 +259,39 @@ def build_task(config: Stage2Config) -> tuple[ConsistencyRewardTask, EncodedClip
 def _load_reward(config: ScorerConfig | RewardConfig) -> Reward:
     options: dict[str, Any] = {} if config.vocabulary is None else {"vocabulary": config.vocabulary}
     reward = load_reward(config.name, config.checkpoint, dtype=DTYPES[config.dtype], **options)
+    reward.tokenize(["a"])  # a vocabulary that is missing or another's is noticed here, not hours later
     return reward
+
+
+def _held_out(config: ScorerConfig, num_frames: int) -> Reward:
+    reward = _load_reward(config)
+    _check_length("held_out", reward, num_frames)
+    return reward
+
+
+def _check_length(setting: str, reward: Reward, num_frames: int) -> None:
+    if isinstance(reward, VideoReward) and num_frames < reward.num_frames:
+        raise ConfigError(
+            f"{setting}: {reward.name} needs clips of {reward.num_frames} frames or more, got "
+            f"num_frames={num_frames}"
+        )
+
+
+def _check_student(student: HummingbirdPipeline, teacher: HummingbirdPipeline) -> None:
+    """Refuses a student whose predictions or inputs mean something else than the teacher's."""
+    for name in ("in_channels", "out_channels", "cross_attention_dim"):
+        got, expected = student.unet.config[name], teacher.unet.config[name]
+        if got != expected:
+            raise ConfigError(f"student.model: got {name}={got}, expected the teacher's {expected}")
+    got, expected = (pipe.scheduler.config.prediction_type for pipe in (student, teacher))
+    if got != expected:
+        raise ConfigError(
+            f"student.model: predicts {got}, expected the teacher's {expected}; distil it in stage 1 with "
+            f"diffusion.prediction_type={expected}"
+        )
+    own, other = (pipe.scheduler.alphas_cumprod for pipe in (student, teacher))
+    if own.shape != other.shape or not torch.allclose(own, other, atol=1e-6):
+        raise ConfigError("student.model: got another noise schedule than the teacher's, expected the same")
 
 
 def _term(config: RewardConfig, num_frames: int) -> RewardTerm:
@@ -265,11 +304,7 @@ def _term(config: RewardConfig, num_frames: int) -> RewardTerm:
             )
         rule: Literal["random", "strided"] = "random" if isinstance(reward, ImageReward) else "strided"
         selection = FrameSelection(rule=rule, count=config.num_frames)
-    wanted = (selection or reward.frame_selection).count
-    if isinstance(reward, VideoReward) and num_frames < wanted:
-        raise ConfigError(
-            f"rewards: {config.name} needs clips of {wanted} frames or more, got num_frames={num_frames}"
-        )
+    _check_length("rewards", reward, num_frames)
     schedule = WeightSchedule(end=config.weight, first_step=config.from_step, last_step=config.full_step)
     return RewardTerm(reward=reward, weight=schedule, frame_selection=selection)
 
@@ -277,7 +312,10 @@ def _term(config: RewardConfig, num_frames: int) -> RewardTerm:
 def train_stage2(config: Stage2Config) -> None:
     """The whole run, from its last checkpoint where there is one."""
     task, data = build_task(config)
-    run(task, data, config.loop, config)
+    loop = config.loop
+    if not task.terms:  # no weight that a rollback could lower
+        loop = replace(loop, guard=replace(loop.guard, lowers="learning_rate"))
+    run(task, data, loop, config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

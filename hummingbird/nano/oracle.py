@@ -197,7 +197,11 @@ def _triple(rgb: Floats) -> tuple[float, float, float]:
 
 def _planes(frames: Tensor | NDArray[Any]) -> Floats:
     """Frames as float32 (3, F, h, w) in [0, 255], the shorter side 64."""
-    array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    if isinstance(frames, Tensor):
+        frames = frames.detach().cpu()
+        array = (frames.float() if frames.is_floating_point() else frames).numpy()  # numpy has no bfloat16
+    else:
+        array = np.asarray(frames)
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(f"frames: got shape {array.shape}, expected (F, H, W, 3)")
     if array.dtype != np.uint8:

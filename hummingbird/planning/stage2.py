@@ -70,7 +70,9 @@ def sketch_stage2(recipe: Recipe, device: Device) -> Sketch:
     by_name = {term.reward.name: term for term in terms}
     steps = max(recipe.stage2("reward_steps"), default=0)  # time is counted for the most, too
     parts = (_CONSISTENCY, *by_name)
-    layout = [tuple(slot) for slot in recipe.stage2("layout") or ()] or [parts]
+    left_out = {str(values["name"]) for values in recipe.stage2("rewards") if _weight(values) == 0}
+    named = [tuple(name for name in slot if name not in left_out) for slot in recipe.stage2("layout") or ()]
+    layout = [slot for slot in named if slot] or [parts]
     if unknown := {name for slot in layout for name in slot} - set(parts):
         raise ConfigError(
             f"layout: got {', '.join(sorted(unknown))}, expected names among {', '.join(parts)}"
@@ -102,7 +104,10 @@ def sketch_stage2(recipe: Recipe, device: Device) -> Sketch:
             frozen |= _reward_bytes(by_name[name].reward)
         if device == "cpu":
             frozen = {}
-        slots.append(Slot(losses=names, loss=loss_of(names), frozen_bytes=frozen))
+        resident = teacher_bytes if _CONSISTENCY in names and device == "gpu" else {}
+        slots.append(
+            Slot(losses=names, loss=loss_of(names), frozen_bytes=frozen, resident_bytes=dict(resident))
+        )
     held_out = [_reward(values) for values in recipe.stage2("held_out") if values.get("name") != _ORACLE]
     rewards = [*(term.reward for term in terms), *held_out]
     always = {}

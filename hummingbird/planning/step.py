@@ -40,11 +40,13 @@ class Slot:
         losses: their names.
         loss: their sum, on meta tensors.
         frozen_bytes: networks that only such micro-steps need, by name.
+        resident_bytes: those among them that stay where they are while videos are made.
     """
 
     losses: tuple[str, ...]
     loss: Callable[[], Tensor]
     frozen_bytes: dict[str, int] = field(default_factory=dict)
+    resident_bytes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -209,11 +209,15 @@ class Planner:
         parts = {"weights, float32": self.weights, "averaged weights (EMA)": self.weights}
         if num_processes > 1:
             parts["gradient buckets (DDP)"] = self.gradients
-        ranks = [
-            self._rank(rank, [(micro * num_processes + rank) % slots for micro in range(accumulation)], parts)
+        orders = [
+            [(micro * num_processes + rank) % slots for micro in range(accumulation)]
             for rank in range(num_processes)
         ]
-        samples = [self._sampling(index, parts) / 1e9 for index in range(len(self.sketch.samplings))]
+        ranks = [self._rank(rank, order, parts) for rank, order in enumerate(orders)]
+        stays = {**parts}
+        for number in orders[0]:
+            stays |= self.sketch.slots[number].resident_bytes
+        samples = [self._sampling(index, stays) / 1e9 for index in range(len(self.sketch.samplings))]
         worst = max(ranks, key=lambda rank: rank.step_gb)
         tflop = max(rank.tflop_per_step for rank in ranks)
         max_steps = int(recipe.loop("max_steps"))

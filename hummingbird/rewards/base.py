@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from hummingbird.rewards.frame_selection import IMAGE_FRAMES, VIDEO_FRAMES, FrameSelection
 from hummingbird.rewards.preprocess import Preprocessing, preprocess
+
+_SLACK = 1e-3
+"""How far frames may leave [0, 1] by rounding."""
 
 
 class Reward(nn.Module):
@@ -57,7 +61,8 @@ class Reward(nn.Module):
         """Score videos or images.
 
         Args:
-            frames: (B, F, 3, H, W) in [0, 1], RGB, any floating type.
+            frames: (B, F, 3, H, W) in [0, 1], RGB, any floating type. A value that is no number makes the
+                score none.
             prompts: B of them, or one for all.
             prompt_embeds: Instead of prompts, what ``embed_prompts`` or ``embed_tokens`` returned:
                 (B, D) or (1, D).
@@ -68,16 +73,18 @@ class Reward(nn.Module):
             float32 (B,), in [-1, 1].
 
         Raises:
-            ValueError: Input of another shape, type or number.
+            ValueError: Input of another shape, type, range or number.
         """
         if frames.ndim != 5 or frames.shape[2] != 3 or frames.numel() == 0:
             raise ValueError(f"frames: got shape {tuple(frames.shape)}, expected (B, F, 3, H, W)")
         if not frames.is_floating_point():
             raise ValueError(f"frames: got {frames.dtype}, expected floating numbers in [0, 1]")
+        low, high = (0.0, 1.0) if frames.is_meta else (float(x) for x in frames.detach().aminmax())
+        if low < -_SLACK or high > 1.0 + _SLACK:  # neither holds for what is no number
+            raise ValueError(f"frames: got values from {low:.3g} to {high:.3g}, expected [0, 1]; scale them")
         if (prompts is None) == (prompt_embeds is None):
             raise ValueError("prompts, prompt_embeds: expected one of the two")
         if prompts is not None:
-            prompts = [prompts] if isinstance(prompts, str) else list(prompts)
             prompt_embeds = self.embed_prompts(prompts)
         assert prompt_embeds is not None
         if len(prompt_embeds) not in (1, len(frames)):
@@ -87,7 +94,14 @@ class Reward(nn.Module):
         return self._score(frames, F.normalize(prompt_embeds.float(), dim=-1), generator)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Features of prompts (B, D), float32, not normalised, without gradients."""
+        """Features of prompts (B, D), float32, not normalised, without gradients.
+
+        Raises:
+            ValueError: No prompt.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise ValueError("prompts: got none, expected at least one")
         return self.embed_tokens(**self.tokenize(prompts))
 
     @torch.no_grad()
@@ -146,12 +160,20 @@ class ImageReward(Reward):
 class VideoReward(Reward):
     """A reward of clips of ``num_frames`` frames, or of one frame where the network has an image mode.
 
-    Of longer videos, ``frame_selection`` picks frames in each call.
+    Of longer videos, ``frame_selection`` picks that many in each call.
+
+    Args:
+        network: As for ``Reward``.
+        preprocessing: As for ``Reward``.
+        num_frames: What the network reads.
     """
 
-    frame_selection = VIDEO_FRAMES
-    num_frames: int
     has_image_mode: bool = True
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, num_frames: int) -> None:
+        super().__init__(network, preprocessing)
+        self.num_frames = num_frames
+        self.frame_selection = replace(VIDEO_FRAMES, count=num_frames)
 
     def embed_frames(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Features of clips: (B, F, 3, H, W) -> float32 (B, D), not normalised."""

@@ -18,6 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from hummingbird.rewards.base import Reward
 from hummingbird.rewards.frame_selection import FrameSelection
 
+_GRADIENT_SCALE = 4096.0
+"""Of a reward's gradient on its way to the latents, where small ones vanish in half precision. A power of two
+changes no bit of the others."""
+
 
 def decode_frames(
     vae: Any,
@@ -175,10 +179,11 @@ def reward_loss(
                 else embed_prompts(term.reward, prompts)
             )
             score = term.reward(frames, prompt_embeds=text, generator=generator).mean()
-            (part,) = torch.autograd.grad(-weight * score, leaf)
+            (part,) = torch.autograd.grad(-weight * score * _GRADIENT_SCALE, leaf)
+        part = part.float() / _GRADIENT_SCALE
         total = total - weight * score.detach()
-        gradient = gradient + part.float()
+        gradient = gradient + part
         figures[f"reward/{name}"] = score.detach()
-        figures[f"reward_grad_norm/{name}"] = part.float().norm()
+        figures[f"reward_grad_norm/{name}"] = part.norm()
     # Adds nothing to the value; its derivative with respect to the latents is the gradient.
     return total + (gradient * (latents.float() - latents.detach().float())).sum(), figures

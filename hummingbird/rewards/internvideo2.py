@@ -58,6 +58,7 @@ INTERNVIDEO2_CONFIG: dict[str, Any] = {
 }
 INTERNVIDEO2_PREPROCESSING = Preprocessing(resize="short_side", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 _MAX_TOKENS = 40
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _FIXED = {"in_chans": 3, "tubelet_size": 1, "qk_normalization": True, "sep_image_video_pos_embed": True}
 _UNUSED = (
     r"vision_encoder\.((final_)?clip_decoder\..*|clip_(img_)?pos_embed)"
@@ -294,8 +295,8 @@ class InternVideo2Reward(VideoReward):
         preprocessing: Preprocessing = INTERNVIDEO2_PREPROCESSING,
         vocabulary: str | Path | None = None,
     ) -> None:
-        super().__init__(network, preprocessing)
-        self.num_frames = self.network.vision_encoder.num_frames
+        encoder: Any = network.vision_encoder
+        super().__init__(network, preprocessing, encoder.num_frames)
         self.vocabulary = None if vocabulary is None else Path(vocabulary)
         if self.vocabulary is not None and not self.vocabulary.is_file():
             raise FileNotFoundError(f"internvideo2: no vocabulary {vocabulary}; expected BERT's vocab.txt")
@@ -347,13 +348,23 @@ class InternVideo2Reward(VideoReward):
     def _tokenizer(self) -> Any:
         from transformers import BertTokenizer
 
+        assert self.vocabulary is not None  # ``tokenize`` has looked
+        entries = self.vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        rows = self.network.text_encoder["bert"].embeddings.word_embeddings.num_embeddings
+        missing = [token for token in _SPECIAL_TOKENS if token not in entries]
+        if len(entries) != rows or missing:
+            lacks = f", without {', '.join(missing)}" if missing else ""
+            raise ValueError(
+                f"internvideo2: {self.vocabulary} has {len(entries)} entries{lacks}, expected the {rows} of "
+                "bert-large-uncased's vocab.txt"
+            )
         return BertTokenizer(str(self.vocabulary), do_lower_case=True)
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """As BERT's own tokenizer: lower case, 40 tokens, padded.
 
         Raises:
-            ValueError: Where there is no vocabulary.
+            ValueError: Where there is no vocabulary, or another network's.
         """
         if self.vocabulary is None:
             raise ValueError(

@@ -166,8 +166,8 @@ class NanoVideoReward(_NanoText, VideoReward):
     has_image_mode = False
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
-        super().__init__(network, preprocessing)
-        self.num_frames = self.network.num_frames
+        clip: Any = network
+        super().__init__(network, preprocessing, clip.num_frames)
 
     def _video_features(self, pixels: Tensor) -> Tensor:
         return self.network.encode_image(pixels)
@@ -211,6 +211,7 @@ _VISION_KEYS: dict[Kind, set[str]] = {
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "pad_id", "eos_id", "pool_type"}
 _MAX_CONFIG_BYTES = 65_536
 _MAX_NUMBER, _MAX_LAYERS, _MAX_CHANNELS = 4096, 32, 8
+_MAX_MATRIX = 2**26
 
 
 def read_nano_config(folder: Path, kind: Kind) -> dict[str, Any]:
@@ -233,47 +234,58 @@ def read_nano_config(folder: Path, kind: Kind) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"nano-{kind}: {path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("kind") != kind or not _is_model(kind, config.get("model")):
-        raise ValueError(f"nano-{kind}: {path} is not the configuration of a nano-{kind} reward")
+    refusal = f"nano-{kind}: {path} is not the configuration of a nano-{kind} reward"
+    if not isinstance(config, dict) or config.get("kind") != kind:
+        raise ValueError(refusal)
+    try:
+        check_nano_model(kind, config.get("model"))
+    except ValueError as error:
+        raise ValueError(f"{refusal}: {error}") from error
     return config
 
 
-def _is_model(kind: Kind, model: Any) -> bool:
-    """Whether a network of reasonable size can be built from it."""
-    if not isinstance(model, dict) or set(model) != {"embed_dim", "vision_cfg", "text_cfg"}:
-        return False
+def check_nano_model(kind: Kind, model: Any) -> None:
+    """Whether a network of reasonable size can be built from it.
+
+    Raises:
+        ValueError: A value that is missing, unknown or out of bounds; the message says which.
+    """
+    _require(isinstance(model, dict) and set(model) == {"embed_dim", "vision_cfg", "text_cfg"}, "model")
     vision, text = model["vision_cfg"], model["text_cfg"]
-    if not isinstance(vision, dict) or not isinstance(text, dict):
-        return False
-    if set(vision) != _VISION_KEYS[kind] or set(text) != _TEXT_KEYS or text["pool_type"] != "eos":
-        return False
+    _require(isinstance(vision, dict) and set(vision) == _VISION_KEYS[kind], "vision_cfg")
+    _require(isinstance(text, dict) and set(text) == _TEXT_KEYS, "text_cfg")
+    _require(text["pool_type"] == "eos", "text_cfg.pool_type")
     # A list in open_clip's `layers` asks for its residual network: blocks of each of four stages.
     list_name = "layers" if kind == "image" else "channels"
     listed = vision[list_name]
-    if not isinstance(listed, list) or not 1 <= len(listed) <= _MAX_CHANNELS:
-        return False
-    named = {f"vision {name}": value for name, value in vision.items() if name != list_name}
-    named |= {name: value for name, value in text.items() if name != "pool_type"}
-    numbers = [*named.values(), *listed, model["embed_dim"]]
-    if any(type(number) is not int or not 0 <= number <= _MAX_NUMBER for number in numbers):
-        return False
-    if min(number for name, number in named.items() if name not in ("pad_id", "eos_id")) < 1:
-        return False
-    if min(*listed, model["embed_dim"]) < 1 or text["width"] % text["heads"]:
-        return False
-    if max(text["pad_id"], text["eos_id"]) >= text["vocab_size"] or text["layers"] > _MAX_LAYERS:
-        return False
+    is_list = isinstance(listed, list) and 1 <= len(listed) <= _MAX_CHANNELS
+    _require(is_list, f"vision_cfg.{list_name}")
+    named = {f"vision_cfg.{name}": value for name, value in vision.items() if name != list_name}
+    named |= {f"text_cfg.{name}": value for name, value in text.items() if name != "pool_type"}
+    named |= {f"vision_cfg.{list_name}[{index}]": value for index, value in enumerate(listed)}
+    named |= {"embed_dim": model["embed_dim"]}
+    for name, number in named.items():
+        lowest = 0 if name in ("text_cfg.pad_id", "text_cfg.eos_id") else 1
+        _require(type(number) is int and lowest <= number <= _MAX_NUMBER, name)
+    _require(text["width"] % text["heads"] == 0, "text_cfg.heads")
+    _require(max(text["pad_id"], text["eos_id"]) < text["vocab_size"], "text_cfg.vocab_size")
+    _require(text["layers"] <= _MAX_LAYERS, "text_cfg.layers")
+    size, width = vision["image_size"], vision["width"]
     if kind == "image":
-        return (
-            len(listed) == 4
-            and max(listed) <= _MAX_LAYERS
-            and vision["width"] <= _MAX_NUMBER // 32
-            and vision["width"] * 32 % vision["head_width"] == 0
-            and vision["image_size"] % 32 == 0
-        )
-    return (
-        vision["layers"] <= _MAX_LAYERS
-        and vision["width"] % vision["heads"] == 0
-        and all(number % 4 == 0 for number in listed)
-        and vision["image_size"] % 2 ** len(listed) == 0
-    )
+        _require(len(listed) == 4 and max(listed) <= _MAX_LAYERS, "vision_cfg.layers")
+        _require(width <= _MAX_NUMBER // 32, "vision_cfg.width")
+        _require(width * 32 % vision["head_width"] == 0, "vision_cfg.head_width")
+        _require(size % 32 == 0, "vision_cfg.image_size")
+        return
+    _require(vision["layers"] <= _MAX_LAYERS, "vision_cfg.layers")
+    _require(width % vision["heads"] == 0, "vision_cfg.heads")
+    _require(all(number % 4 == 0 for number in listed), "vision_cfg.channels")
+    _require(size % 2 ** len(listed) == 0, "vision_cfg.image_size")
+    side = size // 2 ** len(listed)
+    _require(side * side * listed[-1] * width <= _MAX_MATRIX, "vision_cfg.image_size")
+    _require(vision["num_frames"] * width * model["embed_dim"] <= _MAX_MATRIX, "vision_cfg.num_frames")
+
+
+def _require(holds: bool, name: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is missing, unknown, too large, or does not fit the others")

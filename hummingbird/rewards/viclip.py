@@ -120,8 +120,8 @@ class ViCLIPReward(VideoReward):
     name = "viclip"
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing = VICLIP_PREPROCESSING) -> None:
-        super().__init__(network, preprocessing)
-        self.num_frames = self.network.vision_encoder.num_frames
+        encoder: Any = network.vision_encoder
+        super().__init__(network, preprocessing, encoder.num_frames)
 
     @classmethod
     def from_config(

@@ -108,6 +108,8 @@ def test_floats_and_tensors_are_judged_like_bytes() -> None:
     expected = judge_batch(clips)
     assert judge_batch(torch.from_numpy(clips)) == expected
     assert judge_batch(torch.from_numpy(clips).float() / 255.0) == expected
+    halved = (torch.from_numpy(clips[:1]) / 255.0).to(torch.bfloat16)
+    assert judge(halved[0]).measurements == judge(halved[0].float()).measurements
     assert [judge(clip) for clip in clips] == expected
     assert all(verdict.matches(item)["all"] for verdict, item in zip(expected, items, strict=True))
 

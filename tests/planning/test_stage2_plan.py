@@ -108,6 +108,16 @@ def test_slots_follow_each_other_over_processes(tmp_path: Path, plain: TrainingP
         plan_training(saved_recipe(tmp_path), changes={"loop.target_global_batch": 1})
 
 
+def test_the_teacher_stays_while_videos_are_made_whichever_slot_asks_it(tmp_path: Path) -> None:
+    image, video = ["consistency", "nano-image"], ["nano-video"]
+    path = saved_recipe(tmp_path)
+    first, last = (
+        plan_training(path, changes={"layout": layout}) for layout in ([image, video], [video, image])
+    )
+    assert first.sample_gb is not None
+    assert last.sample_gb == pytest.approx(first.sample_gb)
+
+
 def test_levers_do_what_they_promise(tmp_path: Path, plain: TrainingPlan) -> None:
     fewer = {"num_sample_prompts": 0, "loop.target_global_batch": 2}
     base = plan_training(saved_recipe(tmp_path), changes=fewer)

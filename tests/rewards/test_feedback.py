@@ -115,6 +115,23 @@ def test_loss_and_gradient_are_those_of_the_plain_sum(vae: AutoencoderKL) -> Non
     torch.testing.assert_close(loss.detach(), value)
 
 
+def test_a_small_gradient_does_not_vanish_in_half_precision(vae: AutoencoderKL) -> None:
+    """Without a loss scale, which the loop applies only to what comes after."""
+    options: dict[str, Any] = {
+        "weight": WeightSchedule(end=1e-4),
+        "frame_selection": FrameSelection(rule="all"),
+    }
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        z = latents(frames=2).requires_grad_()
+        term = RewardTerm(reward=tiny_reward("hpsv2").to(dtype), **options)
+        reward_loss([term], vae, z, PROMPTS, step=0, generator=torch.Generator().manual_seed(0))[0].backward()
+        assert z.grad is not None
+        gradients.append(z.grad)
+    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert error < 0.05
+
+
 def test_the_gradient_raises_the_reward(vae: AutoencoderKL) -> None:
     still = [
         RewardTerm(

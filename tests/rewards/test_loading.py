@@ -214,3 +214,11 @@ def test_bert_prompts_need_a_vocabulary(tmp_path: Path) -> None:
     assert tokens["input_ids"][1, :3].tolist() == [2, 1, 3]
     assert tokens["attention_mask"].sum(dim=1).tolist() == [7, 3]
     assert reward(FRAMES, ["a red cat"]).shape == (1,)
+    for other, message in (
+        (VOCABULARY + "dogs\n", "has 11 entries, expected the 10 of bert-large-uncased"),
+        (VOCABULARY.replace("[SEP]", "sep"), r"without \[SEP\], expected"),
+    ):
+        (tmp_path / "vocab.txt").write_text(other)
+        reward = load_reward("internvideo2", tmp_path / "file.pt", config=CONFIGS["internvideo2"])
+        with pytest.raises(ValueError, match=message):
+            reward.tokenize(["a red cat"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from hummingbird.rewards import IMAGE_FRAMES, VIDEO_FRAMES, FrameSelection, Preprocessing
 from hummingbird.rewards.base import Reward
+from hummingbird.rewards.internvideo2 import InternVideo2Reward
 from hummingbird.rewards.preprocess import preprocess, preprocessing_from_config
-from tests.rewards.tiny import CONFIGS, tiny_reward
+from tests.rewards.tiny import CONFIGS, tiny_reward, tiny_state_dict
 
 NAMES = ("hpsv2", "pickscore", "viclip", "internvideo2")
 
@@ -59,6 +61,22 @@ def test_a_reward_is_frozen_differentiable_and_per_video(name: str) -> None:
     torch.testing.assert_close(one_for_all[0], scores[0], rtol=0, atol=1e-6)
 
 
+def test_frames_reach_each_network_as_its_original_s_do() -> None:
+    """FACTS of the originals, not of our constants."""
+    clip = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    expected: dict[str, dict[str, Any]] = {
+        "hpsv2": {"resize": "letterbox", **clip},
+        "pickscore": {"resize": "stretch", **clip},
+        "viclip": {"resize": "short_side", "crop": "random", **imagenet},
+        "internvideo2": {"resize": "short_side", "crop": "random", **imagenet},
+    }
+    for name, values in expected.items():
+        used = asdict(tiny_reward(name).preprocessing)
+        assert {key: used[key] for key in values} == values
+        assert used["antialias"] is True
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_weights_give_float32_scores(name: str) -> None:
     reward = fixed(name)
@@ -81,10 +99,36 @@ def test_wrong_input_is_refused_in_one_line(name: str) -> None:
         (frames, {}, "expected one of the two"),
         (frames, {"prompts": ["a"], "prompt_embeds": prompts}, "expected one of the two"),
         (frames[:1], {"prompt_embeds": prompts}, "got 2 for 1 videos"),
+        (frames * 255, {"prompt_embeds": prompts}, r"values from .* to 255, expected \[0, 1\]"),
+        (frames * 2 - 1, {"prompt_embeds": prompts}, r"values from -1 to .*, expected \[0, 1\]"),
+        (frames, {"prompts": []}, "prompts: got none, expected at least one"),
     ]
     for value, arguments, message in wrong:
         with pytest.raises(ValueError, match=message):
             reward(value, **arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frames_that_are_no_numbers_have_no_score(name: str) -> None:
+    reward = fixed(name)
+    frames = noise(2, 8, 3, 32, 32)
+    frames[0, 0, 0, 0, 0] = float("nan")
+    scores = reward(frames, prompt_embeds=embeds(reward))
+    assert scores.isnan().tolist() == [True, False]
+
+
+def test_a_prompt_alone_is_one_prompt() -> None:
+    reward = fixed("hpsv2")
+    assert torch.equal(reward.embed_prompts("a red cat"), reward.embed_prompts(["a red cat"]))
+
+
+def test_a_video_reward_picks_as_many_frames_as_its_network_reads() -> None:
+    config = copy.deepcopy(CONFIGS["internvideo2"])
+    config["vision"]["num_frames"] = 4
+    reward = InternVideo2Reward.from_config(config, tiny_state_dict("internvideo2"))
+    assert reward.frame_selection.count == reward.num_frames == 4
+    assert reward(noise(1, 16, 3, 32, 32), prompt_embeds=embeds(reward, 1)).isfinite().all()
+    assert tiny_reward("internvideo2").frame_selection.count == 8
 
 
 def test_the_score_of_an_image_reward_is_the_mean_over_frames() -> None:

@@ -73,7 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "num_frames": 8,
         },
         "text": {
-            "vocab_size": 30,
+            "vocab_size": 10,
             "hidden_size": 16,
             "num_hidden_layers": 3,
             "num_attention_heads": 2,

@@ -168,6 +168,24 @@ def test_a_run_goes_back_with_a_lower_rate_and_ends_well(tmp_path: Path) -> None
     assert json.loads((broken / "guard.json").read_text()) == state
 
 
+def test_a_guard_that_is_turned_on_late_goes_back_to_where_it_began(tmp_path: Path) -> None:
+    run(Drifting(), ToyData(), settings(tmp_path, max_steps=4, learning_rate=0.01))
+    config = GuardConfig(action="rollback", patience=1, max_rollbacks=1)
+    changes: dict[str, Any] = {"max_steps": 8, "sample_every": 2, "learning_rate": 5.0, "guard": config}
+    guard = Guard(config, tmp_path)
+    guard.set_reference(figures(0.002))
+    with pytest.raises(RuntimeError, match="the last good checkpoint, step 4"):
+        run(Drifting(), ToyData(), settings(tmp_path, **changes))
+    assert "step-4" in [folder.name for folder in checkpoints(tmp_path)]
+
+
+def test_samples_that_are_no_numbers_are_none_to_go_back_to(tmp_path: Path) -> None:
+    guard = Guard(GuardConfig(action="rollback", start_step=10), tmp_path)
+    assert guard.judge(1, figures(0.5)) is None
+    assert guard.judge(2, figures(math.nan)) is None  # too early to be judged
+    assert guard.state.good_step == 1
+
+
 def test_a_run_that_is_killed_after_going_back_ends_the_same(tmp_path: Path) -> None:
     changes = {"learning_rate": 1.0, "sample_every": 2, "warmup_steps": 0, "ema_decay": 0.0}
     changes["guard"] = GuardConfig(**GUARD)

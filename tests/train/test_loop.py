@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -314,6 +316,56 @@ def test_samples_of_a_step_are_taken_once_also_by_a_run_that_was_killed_before(t
     run(task, ToyData(), settings(tmp_path, sample_every=2))
     assert task.sampled == ["step-2", "step-4", "step-6"]
     assert [line["step"] for line in records(tmp_path) if "figure" in line] == [2, 4, 6]
+
+
+def test_samples_of_weights_that_are_gone_are_taken_again(tmp_path: Path) -> None:
+    config = settings(tmp_path, sample_every=2)
+    run(ToyTask(), ToyData(), config)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-6")
+    task = ToyTask()
+    run(task, ToyData(), dataclasses.replace(config, learning_rate=0.1))
+    assert task.sampled == ["step-6"]
+
+
+def test_a_run_whose_last_samples_are_missing_is_not_finished(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    run(ToyTask(), ToyData(), config)
+    assert is_finished(config)
+    shutil.rmtree(tmp_path / "samples" / "step-6")
+    assert not is_finished(config)
+    task = ToyTask()
+    run(task, ToyData(stop_at=0), config)
+    assert task.sampled == ["step-6"]
+    assert is_finished(config)
+
+
+def test_samples_that_are_no_numbers_are_never_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Rated(ToyTask):
+        def sample(self, network: nn.Module, folder: Path) -> dict[str, float]:
+            if folder.name.startswith("step-2"):
+                return {"clip/brightness": math.nan}
+            return {"clip/brightness": 0.5, "quality": math.nan if folder.name.startswith("step-4") else 0.1}
+
+    config = settings(tmp_path, sample_every=2, best_metric="quality")
+    run(Rated(), ToyData(), config)
+    assert json.loads((tmp_path / "checkpoints/best.json").read_text())["step"] == 6
+    lines = [record.getMessage() for record in caplog.records if "no numbers" in record.getMessage()]
+    assert [line.split(":")[0] for line in lines] == ["step 2", "step 4"]
+
+
+def test_dropout_of_a_batch_is_its_own(tmp_path: Path) -> None:
+    """Whatever else was drawn before it: as in another process, or in another number of micro-steps."""
+
+    class Drawing(ToyData):
+        def batch(self, index: int) -> dict[str, Any]:
+            torch.rand(index + 1)
+            return super().batch(index)
+
+    run(ToyTask(), ToyData(), settings(tmp_path / "plain"))
+    run(ToyTask(), Drawing(), settings(tmp_path / "drawing"))
+    assert same_weights(tmp_path / "plain", tmp_path / "drawing")
 
 
 def test_accumulation_follows_from_the_number_of_processes() -> None:

@@ -175,6 +175,54 @@ def test_a_hostile_configuration_builds_nothing(change: dict[str, Any], parts: P
         read_nano_config(tmp_path, "image")
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"vision_cfg": {"num_frames": 512, "width": 4096, "heads": 1}, "embed_dim": 4096}, "num_frames"),
+        ({"vision_cfg": {"image_size": 4096, "channels": [4], "width": 4096, "heads": 1}}, "image_size"),
+        ({"vision_cfg": {"channels": [6]}}, "channels"),
+        ({"vision_cfg": {"channels": [4] * 9}}, "channels"),
+        ({"vision_cfg": {"heads": 3}}, "heads"),
+        ({"vision_cfg": {"layers": 33}}, "layers"),
+        ({"vision_cfg": {"num_frames": 0}}, "num_frames"),
+    ],
+)
+def test_a_hostile_configuration_of_a_video_reward_builds_nothing(
+    change: dict[str, Any], name: str, parts: Path, tmp_path: Path
+) -> None:
+    config = json.loads((parts / "reward_video/model/config.json").read_text())
+    assert read_nano_config(parts / "reward_video/model", "video") == config
+    for key, value in change.items():
+        config["model"][key] = {**config["model"][key], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"is not the configuration of a nano-video reward: .*{name}"):
+        read_nano_config(tmp_path, "video")
+
+
+def test_what_could_not_be_loaded_is_not_trained() -> None:
+    with pytest.raises(ConfigError, match=r"vision_cfg\.width is missing, unknown, too large"):
+        build_task(settings("image", "--width", "256"))
+
+
+def test_batch_norms_are_saved_with_the_statistics_of_the_weights_beside_them(tmp_path: Path) -> None:
+    """What is saved are averaged weights; statistics counted in training are of others."""
+    task = build_task(settings("image"))
+    for module in task.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean += 100.0
+    before = {key: value.clone() for key, value in task.network.state_dict().items()}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        task.save_model(task.network, tmp_path / name)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(before[key], value) for key, value in task.network.state_dict().items())
+    means = [value for key, value in first.items() if key.endswith("running_mean")]
+    assert means
+    assert all(float(mean.abs().max()) < 50.0 for mean in means)
+    assert all(torch.equal(first[key], before[key]) for key in first if key.endswith("weight"))
+
+
 def test_a_configuration_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         read_nano_config(tmp_path, "image")

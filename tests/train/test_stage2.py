@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -38,7 +38,7 @@ from train.consistency_reward_task import (
     few_step_scheduler,
     few_step_student,
 )
-from train.loop import accumulation_steps
+from train.loop import LoopConfig, accumulation_steps
 from train.placement import check_layout, factors, place_frozen
 from train.reward_task import NanoRewardConfig, retrieval_accuracy
 from train.stage2 import Stage2Config, build_task, main, train_stage2
@@ -241,7 +241,7 @@ def test_prompts_are_encoded_once(tiny: dict[str, str], tmp_path: Path) -> None:
         term.reward.embed_prompts = lambda prompts, embed=embed: asked.append(list(prompts)) or embed(prompts)
     first = task.losses(batch_of(data, slot=1), torch.Generator().manual_seed(0))
     again = task.losses(batch_of(data, slot=1), torch.Generator().manual_seed(0))
-    assert asked == [data.batch(1)["captions"]]
+    assert asked == [[caption] for caption in data.batch(1)["captions"]]
     assert torch.equal(first["reward/nano-video"], again["reward/nano-video"])
 
 
@@ -442,6 +442,61 @@ def test_settings_that_cannot_be(
     few_step.unet = student
     with pytest.raises(ConfigError, match="got a few-step model"):
         ConsistencyRewardTask(student, few_step, ConsistencyConfig())
+    refused("held_out: nano-video needs clips of 8 frames or more", "--num-frames", "4", "--held-out.0.name",
+            "nano-video", "--held-out.0.checkpoint", tiny["--rewards.1.checkpoint"],
+            "--rewards.1.weight", "0")  # fmt: skip
+    refused("original_steps: got 300, whose grid ends at timestep 899 of 1000; expected a divisor",
+            "--consistency.original-steps", "300")  # fmt: skip
+    refused("original_steps: got 2000", "--consistency.original-steps", "2000")
+
+
+def test_a_student_that_means_something_else_is_refused(tiny: dict[str, str], tmp_path: Path) -> None:
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"prediction_type": "epsilon"}, "predicts epsilon, expected the teacher's v_prediction"),
+        ({"beta_end": 0.02}, "another noise schedule than the teacher's"),
+    ]
+    for index, (change, message) in enumerate(changes):
+        student = tiny_stage2.tiny_teacher()
+        student.scheduler = DDIMScheduler.from_config(student.scheduler.config, **change)
+        student.save_pretrained(tmp_path / str(index))
+        with pytest.raises(ConfigError, match=f"student.model: .*{message}"):
+            build_task(settings(tiny, tmp_path, "--student.model", str(tmp_path / str(index))))
+    assert build_task(settings(tiny, tmp_path, "--student.model", tiny["--teacher"]))
+
+
+def test_rewards_of_weight_zero_are_left_out_of_the_layout(tiny: dict[str, str], tmp_path: Path) -> None:
+    config = settings(tiny, tmp_path, "--rewards.0.weight", "0")
+    assert any("nano-image" in slot for slot in config.layout)
+    task, _ = build_task(config)
+    assert task.layout == (("consistency",), ("nano-video",))
+    task, _ = build_task(settings(tiny, tmp_path, "--rewards.1.weight", "0"))
+    assert task.layout == (("consistency", "nano-image"),)
+
+
+def test_processes_that_share_layers_must_ask_alike(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.consistency_reward_task.DTensor", torch.Tensor)
+    average = EMAModel([torch.nn.Parameter(torch.zeros(1))])
+    task, _ = build_task(settings(tiny, tmp_path))
+    with pytest.raises(ConfigError, match="with FSDP all processes have to ask the student equally often"):
+        task.set_average(average)
+    task.layout = ()
+    task.set_average(average)
+    task.reward_steps = (2, 4)
+    with pytest.raises(ConfigError, match="give one number of steps"):
+        task.set_average(average)
+
+
+def test_where_no_reward_is_trained_a_rollback_lowers_the_rate(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[LoopConfig] = []
+    monkeypatch.setattr("train.stage2.run", lambda task, data, loop, config: seen.append(loop))
+    config = settings(tiny, tmp_path, "--loop.guard.lowers", "reward_weight")
+    train_stage2(config)
+    train_stage2(replace(config, rewards=(), layout=()))
+    assert [loop.guard.lowers for loop in seen] == ["reward_weight", "learning_rate"]
 
 
 def test_help_and_errors_are_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
