@@ -53,8 +53,16 @@ def remove_left_overs(output: Path) -> None:
 
 def checkpoints(output: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    folders = [p for p in (output / "checkpoints").glob("step-*") if p.suffix != ".part"]
-    return sorted(folders, key=step_of)
+    return _steps(output / "checkpoints")
+
+
+def sample_folders(output: Path) -> list[Path]:
+    """Complete samples of a run, oldest first."""
+    return _steps(output / "samples")
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step-*") if p.suffix != ".part"), key=step_of)
 
 
 def step_of(folder: Path) -> int:

@@ -24,7 +24,7 @@ from hummingbird.evaluation.metrics import (
     saturation_of,
     sharpness_of,
 )
-from train.checkpoint import checkpoints, discard, step_of, write_json
+from train.checkpoint import checkpoints, discard, sample_folders, step_of, write_json
 
 PREFIX = "clip/"
 """Of the names of these statistics among the figures of the samples."""
@@ -327,7 +327,7 @@ class Guard:
         self.load()
         if not self.state.rolling_back:
             return
-        for folder in (*checkpoints(self.output), *(self.output / "samples").glob("step-*")):
-            if folder.suffix != ".part" and step_of(folder) > self.state.good_step:
+        for folder in (*checkpoints(self.output), *sample_folders(self.output)):
+            if step_of(folder) > self.state.good_step:
                 discard(folder)
         self._save(rolling_back=False)

@@ -51,6 +51,7 @@ from train.checkpoint import (
     load_checkpoint,
     read_best,
     remove_left_overs,
+    sample_folders,
     save_checkpoint,
     step_of,
     whole_folder,
@@ -453,8 +454,8 @@ class _Run:
             self._load(found[-1])
         self.ema.to(self.accelerator.device)
         if self.is_main:  # those of later steps are of weights that are gone
-            for folder in (self.output / "samples").glob("step-*"):
-                if folder.suffix != ".part" and step_of(folder) > self.step:
+            for folder in sample_folders(self.output):
+                if step_of(folder) > self.step:
                     discard(folder)
 
     def _load(self, checkpoint: Path) -> None:

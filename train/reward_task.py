@@ -252,15 +252,14 @@ class NanoRewardTask:
 
     @torch.no_grad()
     def _with_statistics(self, network: Any) -> Any:
-        """A copy whose batch norms have the statistics of its own weights.
+        """The network, or a copy whose batch norms have the statistics of its own weights.
 
         Those counted in training are of the last weights, and what is sampled and saved are averaged ones.
         """
-        network = copy.deepcopy(network)
-        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        if not norms:
+        if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
             return network
-        for norm in norms:
+        network = copy.deepcopy(network)
+        for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.reset_running_stats()
             norm.momentum = None  # of all batches alike
             norm.train()

@@ -58,6 +58,7 @@ INTERNVIDEO2_CONFIG: dict[str, Any] = {
 }
 INTERNVIDEO2_PREPROCESSING = Preprocessing(resize="short_side", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 _MAX_TOKENS = 40
+_MAX_VOCABULARY_BYTES = 2**22
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _FIXED = {"in_chans": 3, "tubelet_size": 1, "qk_normalization": True, "sep_image_video_pos_embed": True}
 _UNUSED = (
@@ -349,7 +350,16 @@ class InternVideo2Reward(VideoReward):
         from transformers import BertTokenizer
 
         assert self.vocabulary is not None  # ``tokenize`` has looked
-        entries = self.vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if self.vocabulary.stat().st_size > _MAX_VOCABULARY_BYTES:
+            raise ValueError(
+                f"internvideo2: {self.vocabulary} is over {_MAX_VOCABULARY_BYTES} bytes, expected a vocab.txt"
+            )
+        try:
+            entries = self.vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"internvideo2: {self.vocabulary} is not text, expected bert-large-uncased's vocab.txt"
+            ) from error
         rows = self.network.text_encoder["bert"].embeddings.word_embeddings.num_embeddings
         missing = [token for token in _SPECIAL_TOKENS if token not in entries]
         if len(entries) != rows or missing:

@@ -245,7 +245,7 @@ def read_nano_config(folder: Path, kind: Kind) -> dict[str, Any]:
 
 
 def check_nano_model(kind: Kind, model: Any) -> None:
-    """Whether a network of reasonable size can be built from it.
+    """Refuses a description that no network of reasonable size can be built from.
 
     Raises:
         ValueError: A value that is missing, unknown or out of bounds; the message says which.

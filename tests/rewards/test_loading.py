@@ -215,10 +215,12 @@ def test_bert_prompts_need_a_vocabulary(tmp_path: Path) -> None:
     assert tokens["attention_mask"].sum(dim=1).tolist() == [7, 3]
     assert reward(FRAMES, ["a red cat"]).shape == (1,)
     for other, message in (
+        (VOCABULARY.encode("utf-16"), "is not text, expected bert-large-uncased"),
+        (b"a\n" * 2**21 + b"a", "is over 4194304 bytes"),
         (VOCABULARY + "dogs\n", "has 11 entries, expected the 10 of bert-large-uncased"),
         (VOCABULARY.replace("[SEP]", "sep"), r"without \[SEP\], expected"),
     ):
-        (tmp_path / "vocab.txt").write_text(other)
+        (tmp_path / "vocab.txt").write_bytes(other if isinstance(other, bytes) else other.encode())
         reward = load_reward("internvideo2", tmp_path / "file.pt", config=CONFIGS["internvideo2"])
         with pytest.raises(ValueError, match=message):
             reward.tokenize(["a red cat"])
